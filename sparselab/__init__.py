@@ -1,0 +1,22 @@
+"""sparselab: how large language models are pruned, from one layer's error to the whole model.
+
+    import sparselab as sl
+
+    model, tokenizer = sl.load("opt-mini")
+    calibration = sl.calibration(tokenizer, "demo", samples=64, seqlen=256)
+    report = sl.prune(model, calibration, method="sparsegpt", sparsity=0.7)
+    sl.perplexity(model, sl.tokens(tokenizer, "demo"), seqlen=256)
+"""
+from .engine import prune
+from .errors import SparselabError
+from .evaluate import Perplexity, known_dense, perplexity, write
+from .methods import METHODS, Magnitude, Method, Solution, SparseGPT, Wanda
+from .models import FAMILIES, Family, blocks_of, family_of, linears_of, load
+from .patterns import Pattern
+from .report import Report, save
+from .statistics import Statistics
+from .texts import CORPORA, calibration, tokens
+
+__all__ = ["CORPORA", "FAMILIES", "METHODS", "Family", "Magnitude", "Method", "Pattern", "Perplexity", "Report",
+           "Solution", "SparseGPT", "SparselabError", "Statistics", "Wanda", "blocks_of", "calibration", "family_of",
+           "known_dense", "linears_of", "load", "perplexity", "prune", "save", "tokens", "write"]

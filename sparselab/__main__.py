@@ -1,0 +1,131 @@
+"""The same from a shell: python -m sparselab prune | evaluate | demo | fetch | doctor."""
+import argparse
+import sys
+from pathlib import Path
+
+from .errors import SparselabError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors meant for the user are one sentence on stderr and exit status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except SparselabError as error:
+        print(f"sparselab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sparselab: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sparselab", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prune = _command(commands, "prune", _prune, "prune a model, print its report and perplexity, and save it")
+    _model_options(prune)
+    prune.add_argument("--method", default="sparsegpt", help="magnitude, wanda or sparsegpt (the default)")
+    prune.add_argument("--sparsity", default="0.5", help="a fraction such as 0.7, or n zeros in m inputs such as 2:4")
+    prune.add_argument("--calibration", default="demo", metavar="TEXT", help="demo, c4, wikitext2, ptb or a text file")
+    prune.add_argument("--samples", type=int, default=128, help="calibration windows (128)")
+    prune.add_argument("--seed", type=int, default=0)
+    prune.add_argument("--layers", help="blocks to prune: 0:12 for the first twelve, or 'first half'")
+    prune.add_argument("--out", type=Path, help="folder for the pruned model; it must not exist")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "measure the perplexity of a model")
+    _model_options(evaluate)
+
+    demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
+    demo.add_argument("--out", type=Path, default=Path("build/demo"))
+    _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
+    _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
+    return parser
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
+    command.add_argument("--dtype", help="float32, bfloat16 or float16")
+    command.add_argument("--device", help="cpu or cuda")
+    command.add_argument("--seqlen", type=int, help="tokens in a window; default: 2048, or the model's context if shorter")
+    command.add_argument("--text", default="demo", help="evaluation text: demo, wikitext2, ptb, c4 or a text file")
+    command.add_argument("--windows", type=int, help="evaluate on the first so many windows only")
+
+
+def _load(options):
+    from .models import context_length, load
+    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    options.seqlen = options.seqlen or min(2048, context_length(model))
+    return model, tokenizer
+
+
+def _perplexity(options, model, tokenizer) -> str:
+    """One line: which model, which text, what perplexity, and what the papers print for it where they do."""
+    from .evaluate import known_dense, perplexity
+    from .texts import tokens
+    ids = tokens(tokenizer, options.text)
+    result = perplexity(model, ids[:options.windows * options.seqlen] if options.windows else ids, seqlen=options.seqlen)
+    known = known_dense(options.model, options.text, options.seqlen)
+    papers = f"; the papers print {known} for the dense model" if known else ""
+    return f"{options.model} on {options.text}: perplexity {result!r}{papers}"
+
+
+def _prune(options) -> None:
+    from .engine import prune
+    from .methods import find_method
+    from .patterns import Pattern
+    from .report import save
+    from .texts import calibration
+    if options.out and options.out.exists():
+        raise SparselabError(f"{options.out} exists already. Choose another --out.")
+    find_method(options.method), Pattern.parse(options.sparsity)             # say what is wrong before minutes pass
+    model, tokenizer = _load(options)
+    windows = calibration(tokenizer, options.calibration, samples=options.samples, seqlen=options.seqlen,
+                          seed=options.seed)
+    print(f"dense: {_perplexity(options, model, tokenizer)}")
+    report = prune(model, windows, method=options.method, sparsity=options.sparsity, layers=_layers(options.layers))
+    print(report)
+    print(f"pruned: {_perplexity(options, model, tokenizer)}")
+    if options.out:
+        print(f"saved in {save(model, report, options.out)}")
+
+
+def _layers(text: str | None) -> range | str | None:
+    if text is None or text == "first half":
+        return text
+    try:
+        first, last = map(int, text.split(":"))
+    except ValueError:
+        raise SparselabError(f"--layers {text!r}: write FIRST:END, such as 0:12, or 'first half'.") from None
+    return range(first, last)
+
+
+def _evaluate(options) -> None:
+    print(_perplexity(options, *_load(options)))
+
+
+def _demo(options) -> None:
+    from .demo import demo
+    demo(options.out)
+
+
+def _fetch(options) -> None:
+    from .models import smollm2_folder
+    from .texts import fetch_demo
+    print(f"demo texts in {fetch_demo()}")
+    print(f"smollm2-135m in {smollm2_folder()}")
+
+
+def _doctor(options) -> int:
+    from .doctor import doctor
+    return 0 if doctor() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Checks of input that several entry points share; each failure is one sentence."""
+import torch
+from torch import Tensor, nn
+
+from .errors import SparselabError
+from .models import context_length, model_name
+
+
+def check_windows(model: nn.Module, seqlen: int) -> None:
+    """A window must fit the model's positions."""
+    if seqlen < 2:
+        raise SparselabError(f"seqlen={seqlen}: a window needs at least 2 tokens, one to read and one to predict.")
+    if seqlen > context_length(model):
+        raise SparselabError(f"seqlen={seqlen} is longer than the {context_length(model)} positions of "
+                             f"{model_name(model)}. Pass seqlen={context_length(model)} or less.")
+
+
+def check_ids(model: nn.Module, ids: Tensor, what: str) -> None:
+    """Token ids must be integers inside the model's vocabulary."""
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise SparselabError(f"{what} must be a LongTensor of token ids, such as sl.calibration or sl.tokens give.")
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
+        raise SparselabError(f"{what} holds token ids from {int(ids.min())} to {int(ids.max())}, but {model_name(model)} "
+                             f"knows 0 to {vocabulary - 1}: were they made by another model's tokenizer?")
+
+
+def check_ready(model: nn.Module) -> None:
+    """Evaluation mode: dropout would make every statistic random."""
+    if model.training:
+        raise SparselabError(f"{model_name(model)} is in training mode, where dropout makes every number random. "
+                             "Call model.eval() first.")
+
+
+def check_weights(linears: dict[str, nn.Linear]) -> None:
+    """No NaN, no infinity, nothing still without memory."""
+    for name, linear in linears.items():
+        if linear.weight.is_meta:
+            raise SparselabError(f"the weight of {name} is not in memory (device 'meta'). Load the model whole.")
+        if not torch.isfinite(linear.weight).all():
+            raise SparselabError(f"the weight of {name} holds NaN or infinite values: the checkpoint is broken. "
+                                 "Load it again, with dtype=torch.float32 if it was converted to float16.")

@@ -1,0 +1,128 @@
+"""The main job on the embedded default: prune a small model by several methods, and show what is left of it."""
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import nn
+
+from . import viz
+from .engine import prune
+from .evaluate import Perplexity, perplexity, write
+from .methods import Method, find_method
+from .models import linears_of, load, model_name
+from .patterns import Pattern
+from .texts import calibration, tokens
+
+PROMPT = {"opt-mini": "The old man opened the door and", "smollm2-135m": "The three most important things in life are"}
+TABLE_FILE, FIGURE_FILE = "demo.md", "demo.png"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Model, data and sizes that belong to every number of a comparison."""
+
+    model: str = "opt-mini"
+    corpus: str = "demo"
+    samples: int = 64           # calibration windows
+    seqlen: int = 256
+    windows: int = 64           # evaluation windows
+
+
+def compare(setting: Setting, methods: Iterable[str | Method], sparsities: Iterable[float | str], *, prompt: str = "",
+            progress: bool = True) -> tuple[pd.DataFrame, dict]:
+    """Prune a model anew by every method at every sparsity. A table with one row each, dense first, and the masks of
+    one matrix by (method, sparsity), bool [r, c]."""
+    model, tokenizer = load(setting.model)
+    windows = calibration(tokenizer, setting.corpus, samples=setting.samples, seqlen=setting.seqlen)
+    text = tokens(tokenizer, setting.corpus)[:setting.windows * setting.seqlen]
+    dense_weights = {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
+    measure = _Measure(model, tokenizer, text, setting, prompt, progress)
+    rows, masks = [measure.row("dense", 0.0, 0.0, 0.0)], {}
+    for sparsity in sparsities:
+        for method in map(find_method, methods):
+            restore(model, dense_weights)
+            report = prune(model, windows, method=method, sparsity=sparsity, progress=progress)
+            rows.append(measure.row(method.name, report.sparsity, report.error, report.seconds["total"],
+                                    str(Pattern.parse(sparsity))))
+            masks[method.name, sparsity] = shown_matrix(model).weight.detach() != 0
+    return pd.DataFrame(rows), masks
+
+
+def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give the linears their dense weights back."""
+    for name, linear in linears_of(model).items():
+        linear.weight.data.copy_(weights[name])
+
+
+def shown_matrix(model: nn.Module) -> nn.Linear:
+    """The matrix whose masks are drawn: the first of the feed-forward network in the middle block."""
+    names = [name for name in linears_of(model) if name.endswith(("fc1", "up_proj"))]
+    return linears_of(model)[names[len(names) // 2]]
+
+
+@dataclass
+class _Measure:
+    model: nn.Module
+    tokenizer: object
+    text: torch.Tensor
+    setting: Setting
+    prompt: str
+    progress: bool
+    dense: Perplexity | None = None
+
+    def row(self, method: str, sparsity: float, error: float, seconds: float, pattern: str = "") -> dict:
+        """One row of the table, measured on the model as it is now."""
+        ppl = perplexity(self.model, self.text, seqlen=self.setting.seqlen, progress=self.progress)
+        self.dense = self.dense or ppl
+        loss, loss_stderr = ppl.ratio(self.dense)
+        return {"model": model_name(self.model), "text": f"{self.setting.corpus}, {ppl.windows} x {ppl.seqlen}",
+                "method": method, "pattern": pattern, "sparsity": sparsity, "perplexity": float(ppl),
+                "stderr": ppl.stderr, "log_ratio": loss, "log_ratio_stderr": loss_stderr, "error": error,
+                "seconds": seconds, "losses": ppl.losses,
+                "writes": write(self.model, self.tokenizer, self.prompt) if self.prompt else ""}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown: every number with model, text, window length and sparsity."""
+    lines = ["| model | evaluation text | method | zeros | perplexity | against dense (log, paired) | output error "
+             "| seconds |", "|---|---|---|---|---|---|---|---|"]
+    for row in table.itertuples():
+        paired = "" if row.method == "dense" else f"+{row.log_ratio:.3f} ± {row.log_ratio_stderr:.3f}"
+        error = "" if row.method == "dense" else f"{row.error:.3f}"
+        seconds = "" if row.method == "dense" else f"{row.seconds:.1f}"
+        lines.append(f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
+                     f"{row.perplexity:.1f} ± {row.stderr:.1f} | {paired} | {error} | {seconds} |")
+    return "\n".join(lines)
+
+
+def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) -> plt.Figure:
+    """Perplexity against sparsity, and the masks of one matrix side by side."""
+    shown = {method: mask for (method, s), mask in masks.items() if s == sparsity}
+    with viz.style():
+        canvas = plt.figure(figsize=(11, 3.6))
+        grid = canvas.add_gridspec(1, 2 + len(shown), width_ratios=[2.2, 0.05] + [1] * len(shown))
+        curve = canvas.add_subplot(grid[0])
+        viz.sparsity_curve(curve, table)
+        curve.set_title(f"{table.model[0]}, text: {table.text[0]} tokens", fontsize=10)
+        for k, (method, mask) in enumerate(shown.items()):
+            viz.draw_mask(canvas.add_subplot(grid[2 + k]), mask, viz.LABELS[method], corner)
+    return canvas
+
+
+def demo(out: Path) -> None:
+    """Dense and three methods at 50 % and 70 % on opt-mini, SparseGPT on smollm2-135m; table, figure and sentences."""
+    methods = ("magnitude", "wanda", "sparsegpt")
+    table, masks = compare(Setting(), methods, (0.5, 0.7), prompt=PROMPT["opt-mini"])
+    large, _ = compare(Setting("smollm2-135m", samples=16, windows=16), ("sparsegpt",), (0.5,),
+                       prompt=PROMPT["smollm2-135m"])
+    text = markdown(pd.concat([table, large]))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / TABLE_FILE).write_text(text + "\n", encoding="utf8")
+    figure(table, masks, 0.7).savefig(out / FIGURE_FILE, dpi=150)
+    print(f"\n{text}\n\nWhat they write:")
+    for row in pd.concat([table, large]).itertuples():
+        print(f"  {row.model}, {row.method} {row.sparsity:.0%}: {row.writes!r}")
+    print(f"\nTable: {out / TABLE_FILE}. Figure: {out / FIGURE_FILE}. Next: `make lab` and notebooks/00_start_here.ipynb")

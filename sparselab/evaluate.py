@@ -1,0 +1,104 @@
+"""Perplexity by the papers' definition, with its standard error; and what a model writes."""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .checks import check_ids, check_ready, check_windows
+from .errors import SparselabError
+from .memory import in_batches
+
+# Dense perplexities that the papers print (guide B.2), to tell at once whether model, text and protocol are right.
+KNOWN_DENSE = {("facebook/opt-125m", "wikitext2", 2048): 27.65, ("facebook/opt-1.3b", "wikitext2", 2048): 14.62,
+               ("facebook/opt-2.7b", "wikitext2", 2048): 12.47, ("facebook/opt-6.7b", "wikitext2", 2048): 10.86,
+               ("facebook/opt-13b", "wikitext2", 2048): 10.13, ("facebook/opt-30b", "wikitext2", 2048): 9.56,
+               ("facebook/opt-66b", "wikitext2", 2048): 9.34, ("meta-llama/Llama-2-7b-hf", "wikitext2", 2048): 5.47,
+               ("meta-llama/Llama-2-7b-hf", "wikitext2", 4096): 5.12,
+               ("meta-llama/Llama-2-13b-hf", "wikitext2", 4096): 4.57}
+
+
+class Perplexity(float):
+    """A perplexity that carries its standard error, the number of windows, and each window's mean loss in nats."""
+
+    losses: Tensor                  # float32 [windows]
+    seqlen: int
+
+    def __new__(cls, losses: Tensor, seqlen: int):
+        losses = losses.detach().float().cpu()
+        mean = losses.double().mean().item()
+        self = super().__new__(cls, math.exp(mean) if mean < 700 else math.inf)
+        self.losses, self.seqlen = losses, seqlen
+        return self
+
+    @property
+    def windows(self) -> int:
+        return len(self.losses)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error over windows, carried through the exponential (delta method); NaN for a single window."""
+        return float(self) * self.losses.double().std().item() / math.sqrt(self.windows)
+
+    def ratio(self, other: "Perplexity") -> tuple[float, float]:
+        """log(self / other) and its standard error, paired window by window: far sharper than two separate errors."""
+        difference = (self.losses - other.losses).double()
+        return difference.mean().item(), difference.std().item() / math.sqrt(len(difference))
+
+    def __reduce__(self):
+        return Perplexity, (self.losses, self.seqlen)
+
+    def __str__(self) -> str:
+        return f"{float(self):.2f}"
+
+    def __repr__(self) -> str:
+        return f"{float(self):.2f} ± {self.stderr:.2f} ({self.windows} windows of {self.seqlen} tokens)"
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, progress: bool = True) -> Perplexity:
+    """Perplexity of tokens [n] in non-overlapping windows; the remainder is dropped (guide A.0).
+
+    Each window is scored with its seqlen - 1 inner predictions; the result is exp of the mean over windows. The loss is
+    computed in float32 whatever the model's dtype. Raises a SparselabError if the text is shorter than one window.
+    """
+    check_ready(model)
+    check_windows(model, seqlen)
+    check_ids(model, tokens, "the evaluation text")
+    if tokens.ndim != 1 or len(tokens) < seqlen:
+        raise SparselabError(f"the evaluation text has shape {tuple(tokens.shape)}: perplexity needs one row of at least "
+                             f"seqlen={seqlen} tokens. Use a longer text or a shorter seqlen.")
+    windows = tokens[:len(tokens) // seqlen * seqlen].view(-1, seqlen)
+    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not progress, leave=False) as bar:
+        losses = in_batches(lambda ids: window_losses(model, ids), windows, model, bar)
+    return Perplexity(torch.cat(losses), seqlen)
+
+
+def window_losses(model: nn.Module, ids: LongTensor) -> Tensor:
+    """Mean next-token loss of each window, ids [b, seqlen] -> float32 [b]."""
+    logits = model(ids.to(model.device), use_cache=False).logits            # [b, seqlen, vocabulary]
+    return token_losses(logits, ids).mean(1).cpu()
+
+
+def token_losses(logits: Tensor, ids: LongTensor) -> Tensor:
+    """Loss of each next token, logits [b, seqlen, vocabulary], ids [b, seqlen] -> float32 [b, seqlen - 1]."""
+    targets = ids[:, 1:].to(logits.device)
+    return torch.stack([F.cross_entropy(row[:-1].float(), target, reduction="none")     # a window at a time: memory
+                        for row, target in zip(logits, targets, strict=True)])
+
+
+def known_dense(name: str, corpus: str, seqlen: int) -> float | None:
+    """The dense perplexity that the papers print for this model, text and window length, where there is one."""
+    return KNOWN_DENSE.get((name, corpus, seqlen))
+
+
+@torch.no_grad()
+def write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, *, tokens: int = 25) -> str:
+    """How the model goes on with a prompt, always taking the likeliest token (greedy, so that runs can be compared)."""
+    check_ready(model)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, use_cache=True,
+                            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id)
+    return tokenizer.decode(output[0], skip_special_tokens=True)

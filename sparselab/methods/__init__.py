@@ -1,0 +1,21 @@
+"""The pruning methods, by name."""
+from ..errors import SparselabError, nearest
+from .base import Method, Solution
+from .magnitude import Magnitude
+from .sparsegpt import SparseGPT
+from .wanda import Wanda
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Magnitude, Wanda, SparseGPT)}
+
+
+def find_method(method: "str | Method") -> Method:
+    """A method by name with its default hyper-parameters, or the instance itself."""
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method]()
+    raise SparselabError(f"unknown method {method!r}.{nearest(str(method), METHODS)} A method may also be an instance "
+                         "such as sl.SparseGPT(damp=0.1).")
+
+
+__all__ = ["METHODS", "Magnitude", "Method", "Solution", "SparseGPT", "Wanda", "find_method"]

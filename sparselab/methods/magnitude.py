@@ -1,0 +1,65 @@
+"""Magnitude pruning: the smallest weights go, whatever their inputs are (the baseline)."""
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import SparselabError
+from ..patterns import Pattern, prune_rows
+from ..statistics import Statistics
+from .base import Method, Solution, keep_weights
+
+
+@dataclass(frozen=True)
+class Magnitude(Method):
+    """Zero the smallest |W|: of each matrix (`scope="matrix"`) or of the whole model (`scope="global"`).
+
+    Global scope lets the matrices compete: the total is exact, the sparsity of each matrix is what comes out.
+    n:m patterns choose within each group, so the scope does not matter to them. Source: Han et al., arXiv 1506.02626.
+    """
+
+    scope: str = "matrix"
+    name = "magnitude"
+
+    def __post_init__(self):
+        if self.scope not in ("matrix", "global"):
+            raise SparselabError(f"Magnitude(scope={self.scope!r}): scope is 'matrix' or 'global'.")
+
+    def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
+        if self.scope == "matrix" or pattern.m:
+            return super().shares(weights, pattern)
+        return dict(zip(weights, global_shares(weights.values(), pattern), strict=True))
+
+    def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        return keep_weights(weight, prune_rows(weight.abs(), pattern, per_row=False))
+
+
+def global_shares(weights: Iterable[Tensor], pattern: Pattern) -> list[Pattern]:
+    """The sparsity each matrix gets when the smallest weights of all matrices together are pruned.
+
+    The threshold is found by bisection on the bit pattern of |W| as float32, which orders like the number: exact, and
+    without a copy of the model. Weights that tie at the threshold go in the order of the matrices.
+    """
+    weights = list(weights)
+    room = pattern.zeros(sum(w.numel() for w in weights))
+    low, high = -1, 0x7F800000                                               # bits of +infinity
+    while high - low > 1:                                                    # smallest bits with count(<= bits) >= room
+        middle = (low + high) // 2
+        low, high = (low, middle) if _up_to(weights, middle) >= room else (middle, high)
+    below = [_count(w, high - 1) for w in weights]
+    room -= sum(below)
+    shares = []
+    for weight, count in zip(weights, below, strict=True):
+        tied = min(room, _count(weight, high) - count)
+        room -= tied
+        shares.append(Pattern((count + tied) / weight.numel()))
+    return shares
+
+
+def _count(weight: Tensor, bits: int) -> int:
+    return int((weight.detach().float().abs().view(torch.int32) <= bits).sum())
+
+
+def _up_to(weights: list[Tensor], bits: int) -> int:
+    return sum(_count(w, bits) for w in weights)

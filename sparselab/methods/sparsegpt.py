@@ -1,0 +1,79 @@
+"""SparseGPT: prune column by column, and let the columns still to come make up for the error."""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import SparselabError
+from ..patterns import Pattern, lowest
+from ..statistics import GRAM, Statistics
+from .base import Method, Solution
+
+STRIP = 16              # columns handled one by one; their effect on the rest of the block is one small product
+
+
+@dataclass(frozen=True)
+class SparseGPT(Method):
+    """Optimal Brain Surgeon, one column at a time, with one inverse Hessian for all rows.
+
+    `block`: columns that share one mask selection and one lazy update (for n:m rounded down to a multiple of m);
+    `damp`: damping as a fraction of the Hessian's mean diagonal. Source: Frantar and Alistarh, arXiv 2301.00774,
+    algorithm 1; score W_ij^2 / R_jj^2 with H^-1 = R^T R.
+    """
+
+    block: int = 128
+    damp: float = 0.01
+    name = "sparsegpt"
+    needs = (GRAM,)
+
+    def __post_init__(self):
+        if self.block < 1 or self.damp < 0:
+            raise SparselabError(f"SparseGPT(block={self.block}, damp={self.damp}): block >= 1 and damp >= 0.")
+
+    def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        factor, damp, tries = stats.inverse_factor(self.damp)
+        columns, pruned = prune_columns(weight, factor, stats.dead, pattern, self.block)
+        return Solution(columns, ~pruned, damp, tries)
+
+
+def prune_columns(weight: Tensor, factor: Tensor, dead: Tensor, pattern: Pattern, block: int) -> tuple[Tensor, Tensor]:
+    """The column loop: weight [r, c], factor R [c, c] upper -> new weight [r, c], pruned bool [r, c].
+
+    Works on the transposed weight, so that a column lies contiguous in memory. The zeros up to each block's end are the
+    floor of the asked share, so that the total is exact.
+    """
+    r, c = weight.shape
+    w = weight.T.clone(memory_format=torch.contiguous_format)                # [c, r]: row j is column j of the matrix
+    pruned = torch.zeros_like(w, dtype=torch.bool)
+    block = max(block - block % pattern.m, pattern.m) if pattern.m else block
+    for a in range(0, c, block):
+        b = min(a + block, c)
+        scale = _scale(factor, dead, a, b)
+        if not pattern.m:
+            count = pattern.zeros(r * b) - pattern.zeros(r * a)
+            pruned[a:b] = lowest((w[a:b] * scale).square_().view(1, -1), count).view(b - a, r)
+        errors = _prune_block(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
+        w[b:].addmm_(factor[a:b, b:].T, errors, alpha=-1)                    # push the block's error to the right
+    return w.masked_fill_(pruned, 0).T.contiguous(), pruned.T.contiguous()
+
+
+def _scale(factor: Tensor, dead: Tensor, a: int, b: int) -> Tensor:
+    """1 / R_jj as a column [b - a, 1]; 0 for inputs that never fire, so that their weights go first."""
+    return (1 / factor.diagonal()[a:b]).masked_fill(dead[a:b], 0)[:, None]
+
+
+def _prune_block(w: Tensor, pruned: Tensor, factor: Tensor, scale: Tensor, pattern: Pattern) -> Tensor:
+    """Columns of one block in order: w, pruned [k, r] change in place, factor [k, k]; -> errors e_j = w_j / R_jj."""
+    errors, diagonal, size = torch.empty_like(w), factor.diagonal().tolist(), len(w)
+    strip = max(STRIP - STRIP % pattern.m, pattern.m) if pattern.m else STRIP
+    for a in range(0, size, strip):
+        b = min(a + strip, size)
+        for j in range(a, b):
+            if pattern.m and j % pattern.m == 0:
+                group = slice(j, j + pattern.m)
+                scores = (w[group] * scale[group]).square_()                 # [m, r]
+                pruned[group] = lowest(scores.T, pattern.n).T
+            torch.mul(w[j], pruned[j], out=errors[j]).div_(diagonal[j])      # kept weights make no error
+            w[j + 1:b].addr_(factor[j, j + 1:b], errors[j], alpha=-1)
+        w[b:].addmm_(factor[a:b, b:].T, errors[a:b], alpha=-1)
+    return errors

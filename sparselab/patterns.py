@@ -1,0 +1,94 @@
+"""Sparsity patterns: how many zeros, and where they may stand; masks with exact counts."""
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import SparselabError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Unstructured (a fraction of zeros) or n:m (`n` zeros in every `m` consecutive inputs of an output row).
+
+    n counts zeros, as in SparseGPT, Wanda and SparseLLM; NVIDIA's N:M counts what is kept: its 1:4 is our 3:4.
+
+    >>> str(Pattern.parse("3:4")), Pattern.parse(0.7).zeros(10)
+    ('3:4 = 75 % zeros', 7)
+    """
+
+    sparsity: float
+    n: int = 0
+    m: int = 0
+
+    @classmethod
+    def parse(cls, spec: "float | str | Pattern") -> "Pattern":
+        """A fraction in [0, 1) or a text such as '2:4'; a SparselabError says what else it was."""
+        if isinstance(spec, Pattern):
+            return spec
+        groups = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", spec) if isinstance(spec, str) else None
+        if groups:
+            n, m = map(int, groups.groups())
+            if not n < m:
+                raise SparselabError(f"sparsity {spec!r}: n:m means n zeros in every m inputs, so n must be below m.")
+            return cls(n / m, n, m)
+        try:
+            fraction = float(spec)
+        except (TypeError, ValueError):
+            raise SparselabError(f"sparsity {spec!r} is neither a fraction such as 0.7 nor a pattern such as '2:4'."
+                                 ) from None
+        if not 0 <= fraction < 1:
+            hint = f" Did you mean {fraction / 100:g} ({fraction:g} %)?" if 1 < fraction < 100 else ""
+            raise SparselabError(f"sparsity {spec} is outside [0, 1): it is the fraction of zeros, such as 0.7.{hint}")
+        return cls(fraction)
+
+    def zeros(self, count: int) -> int:
+        """How many of `count` weights become zero: the floor, safe against 0.29 * 100 = 28.999..."""
+        return math.floor(self.sparsity * count + 1e-6)
+
+    def check_width(self, width: int, name: str) -> None:
+        """n:m needs input widths that m divides."""
+        if self.m and width % self.m:
+            raise SparselabError(f"pattern {self.n}:{self.m} does not fit {name}: m = {self.m} does not divide its "
+                                 f"{width} inputs. Choose an m that divides {width}, or a fraction such as "
+                                 f"{self.sparsity:g}.")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m} = {self.sparsity:.0%} zeros".replace("%", " %") if self.m else f"{self.sparsity:.4g}"
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """True at the `count` lowest scores of every row; ties go to the left, so that the count is exact.
+
+    scores [rows, n] -> bool [rows, n]. A selection (kthvalue), not a sort.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(count, dim=1, keepdim=True).values          # [rows, 1]
+    chosen = scores <= threshold
+    surplus = chosen.sum(1) > count                                         # rows where several tie at the threshold
+    if surplus.any():
+        below, tied = scores[surplus] < threshold[surplus], scores[surplus] == threshold[surplus]
+        room = count - below.sum(1, keepdim=True)
+        chosen[surplus] = below | (tied & (tied.cumsum(1) <= room))
+    return chosen
+
+
+def prune_rows(scores: Tensor, pattern: Pattern, *, per_row: bool) -> Tensor:
+    """Where the lowest scores of a matrix are pruned: per group (n:m), per output row, or over the whole matrix.
+
+    scores [r, c] -> bool [r, c], True = becomes zero.
+    """
+    r, c = scores.shape
+    if pattern.m:
+        return lowest(scores.reshape(-1, pattern.m), pattern.n).view(r, c)
+    if per_row:
+        return lowest(scores, pattern.zeros(c))
+    return lowest(scores.reshape(1, -1), pattern.zeros(r * c)).view(r, c)
+
+
+def valid_groups(weight: Tensor, pattern: Pattern) -> bool:
+    """Whether every group of m inputs holds at least n zeros."""
+    return bool(((weight == 0).view(weight.shape[0], -1, pattern.m).sum(-1) >= pattern.n).all())

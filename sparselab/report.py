@@ -1,0 +1,164 @@
+"""What a pruning run did, matrix by matrix; and a pruned model on disk."""
+import errno
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .errors import SparselabError
+from .models import model_name, tokenizer_of
+
+REPORT_FILE = "sparselab-report.json"
+
+
+@dataclass
+class MatrixRow:
+    """One pruned matrix. Errors are ||W X - W' X|| / ||W X|| over `error_tokens` calibration tokens: `error_before`
+    with the mask alone on the dense weights, `error_after` with the weights that the method left."""
+
+    name: str
+    layer: int
+    kind: str
+    shape: tuple[int, int]
+    sparsity: float
+    error_before: float
+    error_after: float
+    error_tokens: int
+    damp: float | None
+    tries: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass
+class Report:
+    """Settings and results of one `prune` call. A table in Jupyter and in a terminal; `frame()` for pandas."""
+
+    settings: dict
+    rows: list[MatrixRow] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)      # by phase; "total" is the whole call
+    peak_bytes: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in all pruned matrices together."""
+        sizes = [row.shape[0] * row.shape[1] for row in self.rows]
+        return sum(row.sparsity * size for row, size in zip(self.rows, sizes, strict=True)) / max(sum(sizes), 1)
+
+    @property
+    def error(self) -> float:
+        """Mean relative output error of the matrices, as the method left them."""
+        return sum(row.error_after for row in self.rows) / max(len(self.rows), 1)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per matrix."""
+        return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def save(self, file: str | Path) -> None:
+        """Write as JSON, in one rename."""
+        file = Path(file)
+        part = file.with_name(file.name + ".part")
+        part.write_text(json.dumps(asdict(self), indent=1))
+        part.replace(file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Report":
+        """Read what `save` wrote."""
+        content = json.loads(Path(file).read_text())
+        rows = [MatrixRow(**{**row, "shape": tuple(row["shape"])}) for row in content.pop("rows")]
+        return cls(rows=rows, **content)
+
+    def title(self) -> str:
+        """One line: model, method, pattern, calibration, result."""
+        s = self.settings
+        text = (f"{s['model']} ({s['dtype']}, {s['device']}), {s['method']}, sparsity {s['pattern']}; "
+                f"calibration {s['samples']} x {s['seqlen']} tokens; {len(self.rows)} matrices in "
+                f"{len(s['layers'])} of {s['blocks']} blocks: {self.sparsity:.2%} zeros, "
+                f"mean relative output error {self.error:.3f}")
+        return text if s["dense_perplexity"] is None else text + (
+            f"; dense perplexity on {s['gate_windows']} calibration windows {s['dense_perplexity']:.2f}")
+
+    def footer(self) -> str:
+        """Seconds by phase and peak memory."""
+        phases = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
+        return f"{phases}; peak memory {self.peak_bytes / 2**20:.0f} MiB"
+
+    def _table(self) -> pd.DataFrame:
+        frame = self.frame().drop(columns=["layer", "kind", "error_tokens"], errors="ignore")
+        frame["name"] = [f"{row.layer}.{row.kind}" for row in self.rows]
+        frame["shape"] = [f"{r} x {c}" for r, c in frame["shape"]]
+        frame["damp"] = ["" if damp is None else f"{damp:g}" for damp in frame["damp"]]
+        frame["peak_bytes"] = [f"{value / 2**20:.0f} MiB" for value in frame["peak_bytes"]]
+        frame["seconds"] = [f"{value:.3f} s" for value in frame["seconds"]]
+        return frame.round({"sparsity": 4, "error_before": 4, "error_after": 4}).rename(columns={
+            "peak_bytes": "peak", "error_before": "error before", "error_after": "error after"})
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return self.title()
+        return f"{self.title()}\n{self._table().to_string(index=False, max_rows=14)}\n{self.footer()}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        table = self._table().to_html(index=False, border=0) if self.rows else ""
+        return (f"<p>{self.title()}</p><div style='max-height:22em;overflow:auto'>{table}</div>"
+                f"<p>{self.footer()}</p>")
+
+
+def save(model: nn.Module, report: Report, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None,
+         overwrite: bool = False) -> Path:
+    """Write the pruned model (safetensors that transformers and `load` read), its tokenizer and the report.
+
+    Everything goes to a folder beside the target first and is renamed at the end: an interrupted or failed save leaves
+    nothing half-written. The tokenizer is the one that `load` gave out with the model, unless another is passed.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and not overwrite:
+        raise SparselabError(f"{folder} exists already. Choose another folder, or pass overwrite=True to replace it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed * 1.05 + 2**20:
+        raise SparselabError(f"saving {model_name(model)} needs {needed / 2**20:.0f} MiB, but {folder.parent} has "
+                             f"{free / 2**20:.0f} MiB free. Free some disk space or choose another folder.")
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
+    try:
+        part.chmod(0o755)
+        _write(model, report, part, tokenizer or tokenizer_of(model))
+        _swap(part, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+            raise
+        raise SparselabError(f"the disk of {folder.parent} became full while saving; nothing was left there. Free some "
+                             "disk space or choose another folder.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _write(model, report: Report, folder: Path, tokenizer) -> None:
+    try:
+        model.save_pretrained(folder)
+    except Exception as error:                   # safetensors wraps the system's error in one of its own
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    report.save(folder / REPORT_FILE)
+
+
+def _swap(part: Path, folder: Path) -> None:
+    """Put the finished folder in its place; an older one goes only when the new one stands."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""How this project tests its notebooks."""

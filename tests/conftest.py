@@ -1,0 +1,63 @@
+"""Tiny models of both families, correlated inputs, and the reference data where it is at hand."""
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY, CONTEXT = 128, 64
+
+
+def tiny_opt(**changes) -> OPTForCausalLM:
+    """Two blocks of width 32, with OPT's ReLU, biases and learned positions."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "max_position_embeddings": CONTEXT, "word_embed_proj_dim": 32,
+                "dropout": 0.1, "init_std": 0.1}
+    return OPTForCausalLM(OPTConfig(**{**settings, **changes})).eval()
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    """Two blocks of width 32, with LLaMA's gated SiLU, rotary positions and grouped-query attention."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+                "initializer_range": 0.1}
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+TINY = {"opt": tiny_opt, "llama": tiny_llama}
+
+
+@pytest.fixture(params=TINY)
+def tiny(request):
+    """A tiny model of each family."""
+    return TINY[request.param]()
+
+
+@pytest.fixture
+def windows():
+    """Calibration ids for the tiny models, [6, 32]."""
+    return torch.randint(4, VOCABULARY, (6, 32), generator=torch.Generator().manual_seed(1))
+
+
+def correlated(tokens: int, width: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    """Inputs [tokens, width] with correlations and two outlier channels, as in a language model."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5
+    x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ (mix + 0.5 * torch.eye(width))
+    x[:, :2] *= 10
+    return x.to(dtype)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of reference texts; a test that needs it is skipped where it is absent."""
+    folder = Path(os.environ.get("SPARSELAB_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "wikitext2-raw-test.txt").exists():
+        pytest.skip(f"needs the reference texts, which are not part of the project ({folder} is absent)")
+    return folder

@@ -1,0 +1,142 @@
+"""Texts by the papers' protocol, and sentences for what is missing or too short."""
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2TokenizerFast
+
+import sparselab as sl
+from sparselab import SparselabError, models, texts
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(models.OPT_MINI, model_max_length=10**9)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A SPARSELAB_DATA folder with small texts of our own."""
+    (tmp_path / "wikitext2-raw-test.txt").write_text("One sentence.\n\nAnother one. " * 30)
+    (tmp_path / "wikitext2-raw-train.txt").write_text("The ship went out to sea. " * 50)
+    (tmp_path / "ptb-test.txt").write_text(" the cat sat \n on the mat \n")
+    (tmp_path / "ptb-valid.txt").write_text("a dog ran\n" * 40)
+    lengths = (5, 80, 3, 200, 60)
+    (tmp_path / "c4-demo.jsonl").write_text("".join(json.dumps({"text": f"word{i} " * n}) + "\n"
+                                                    for i, n in enumerate(lengths)))
+    monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_evaluation_text_is_one_string(tokenizer, folder):
+    assert sl.tokens(tokenizer, "ptb").tolist() == tokenizer("the cat sat on the mat").input_ids
+    text = (folder / "wikitext2-raw-test.txt").read_text()
+    assert sl.tokens(tokenizer, "wikitext2").tolist() == tokenizer(text).input_ids
+    assert sl.tokens(tokenizer, folder / "ptb-valid.txt").dtype == torch.long
+
+
+def test_c4_is_cut_to_the_papers_length(tokenizer, folder):
+    (folder / "c4-validation.jsonl").write_text(json.dumps({"text": "a b c d " * 200_000}) + "\n")
+    assert len(sl.tokens(tokenizer, "c4")) == 256 * 2048
+
+
+def test_calibration_windows_are_the_papers_draws(tokenizer, folder):
+    """guide A.0, spelled out with the random module."""
+    rows = [json.loads(line)["text"] for line in (folder / "c4-demo.jsonl").read_text().splitlines()]
+    random.seed(3)
+    expected = []
+    for _ in range(5):
+        while True:
+            ids = tokenizer(rows[random.randint(0, len(rows) - 1)]).input_ids
+            if len(ids) > 64:
+                break
+        start = random.randint(0, len(ids) - 64 - 1)
+        expected.append(ids[start:start + 64])
+    assert sl.calibration(tokenizer, "c4", samples=5, seqlen=64, seed=3).tolist() == expected
+
+
+@pytest.mark.parametrize("corpus", ["wikitext2", "ptb", "c4"])
+def test_calibration_has_its_shape_and_follows_the_seed(tokenizer, folder, corpus):
+    windows = sl.calibration(tokenizer, corpus, samples=7, seqlen=32, seed=1)
+    assert windows.shape == (7, 32) and windows.dtype == torch.long
+    assert torch.equal(windows, sl.calibration(tokenizer, corpus, samples=7, seqlen=32, seed=1))
+    assert not torch.equal(windows, sl.calibration(tokenizer, corpus, samples=7, seqlen=32, seed=2))
+
+
+def test_calibration_leaves_the_global_generator_alone(tokenizer, folder):
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    sl.calibration(tokenizer, "ptb", samples=2, seqlen=16)
+    assert random.random() == expected
+
+
+@pytest.mark.parametrize("corpus", ["wikitext2", "ptb", "c4"])
+def test_too_short_a_text_is_a_sentence(tokenizer, folder, corpus):
+    with pytest.raises(SparselabError, match="too short for a window of seqlen=2048"):
+        sl.calibration(tokenizer, corpus, samples=1)
+
+
+def test_an_empty_text_is_a_sentence(tokenizer, folder):
+    (folder / "empty.txt").write_text("")
+    with pytest.raises(SparselabError, match="too short"):
+        sl.calibration(tokenizer, folder / "empty.txt", samples=1, seqlen=16)
+    with pytest.raises(SparselabError, match="samples=0"):
+        sl.calibration(tokenizer, "ptb", samples=0, seqlen=16)
+
+
+def test_unknown_and_absent_texts_get_a_sentence(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SparselabError, match="Did you mean 'wikitext2'"):
+        sl.tokens(tokenizer, "wikitext")
+    with pytest.raises(SparselabError, match=r"Set SPARSELAB_DATA.*wikitext2-raw-test.txt"):
+        sl.tokens(tokenizer, "wikitext2")
+    monkeypatch.setattr(texts, "DEMO", tmp_path)
+    with pytest.raises(SparselabError, match="make setup"):
+        sl.tokens(tokenizer, "demo")
+
+
+def test_the_hub_is_asked_in_forms_that_datasets_5_loads(tokenizer, monkeypatch, tmp_path):
+    """No script, no configuration that is gone; the rows are joined by the papers' rules."""
+    asked = []
+
+    def load_dataset(path, **options):
+        asked.append((path, options))
+        return {"text": ["one", "two"], "sentence": ["three", "four"]}
+
+    monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(texts, "online", lambda: True)
+    for corpus, text in (("wikitext2", "one\n\ntwo"), ("ptb", "three four"), ("c4", "one two")):
+        assert sl.tokens(tokenizer, corpus).tolist() == tokenizer(text).input_ids
+    assert [path for path, _ in asked] == ["Salesforce/wikitext", "parquet", "allenai/c4"]
+    assert asked[0][1] == {"name": "wikitext-2-raw-v1", "split": "test"}
+    assert asked[2][1]["data_files"] == {"rows": "en/c4-validation.00000-of-00008.json.gz"}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: 1 / 0)
+    with pytest.raises(SparselabError, match=r"could not be read from the Hub \(ZeroDivisionError\)"):
+        sl.tokens(tokenizer, "ptb")
+
+
+def test_the_demo_texts_are_the_expected_ones(tokenizer):
+    assert texts.fetch_demo() == texts.DEMO                       # checks sha256; downloads only what is not there
+    assert len(texts._read(texts.DEMO / "c4_demo.jsonl")) == 300
+    assert len(texts._read(texts.DEMO / "wiki_demo.txt")) == 30
+    assert len(sl.tokens(tokenizer, "demo")) > 100_000
+
+
+def test_a_changed_download_is_refused(tmp_path):
+    with pytest.raises(SparselabError, match="sha256 differs"):
+        texts._store(b"something else", tmp_path / "wiki_demo.txt", texts.DEMO_FILES["wiki_demo.txt"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.needs_data
+def test_wikitext2_has_the_papers_token_count(shared_data, monkeypatch):
+    """287,645 tokens with OPT's tokenizer, its leading </s> counted."""
+    monkeypatch.setenv("SPARSELAB_DATA", str(shared_data))
+    opt = GPT2TokenizerFast(vocab=str(shared_data / "opt-vocab.json"), merges=str(shared_data / "opt-merges.txt"))
+    ids = sl.tokens(opt, "wikitext2")
+    assert len(ids) + 1 == 287_645
+    assert len(ids) // 2048 == 140
