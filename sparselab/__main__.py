@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
     demo.add_argument("--out", type=Path, default=Path("build/demo"))
+    demo.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
     _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
     _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
     return parser
@@ -112,7 +113,7 @@ def _evaluate(options) -> None:
 
 def _demo(options) -> None:
     from .demo import demo
-    demo(options.out)
+    demo(options.out, options.readme)
 
 
 def _fetch(options) -> None:

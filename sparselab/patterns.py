@@ -76,6 +76,12 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return chosen
 
 
+def lowest_in_groups(groups: Tensor, n: int) -> Tensor:
+    """The same for many short rows [groups, m]; topk resolves ties as the published code does."""
+    pruned = torch.zeros_like(groups, dtype=torch.bool)
+    return pruned.scatter_(1, groups.topk(n, dim=1, largest=False, sorted=False).indices, True)
+
+
 def prune_rows(scores: Tensor, pattern: Pattern, *, per_row: bool) -> Tensor:
     """Where the lowest scores of a matrix are pruned: per group (n:m), per output row, or over the whole matrix.
 
@@ -83,7 +89,7 @@ def prune_rows(scores: Tensor, pattern: Pattern, *, per_row: bool) -> Tensor:
     """
     r, c = scores.shape
     if pattern.m:
-        return lowest(scores.reshape(-1, pattern.m), pattern.n).view(r, c)
+        return lowest_in_groups(scores.reshape(-1, pattern.m), pattern.n).view(r, c)
     if per_row:
         return lowest(scores, pattern.zeros(c))
     return lowest(scores.reshape(1, -1), pattern.zeros(r * c)).view(r, c)

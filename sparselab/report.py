@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .errors import SparselabError
-from .models import model_name, tokenizer_of
+from .models import model_name, quiet, tokenizer_of
 
 REPORT_FILE = "sparselab-report.json"
 
@@ -145,7 +145,8 @@ def save(model: nn.Module, report: Report, folder: str | Path, *, tokenizer: Pre
 
 def _write(model, report: Report, folder: Path, tokenizer) -> None:
     try:
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
     except Exception as error:                   # safetensors wraps the system's error in one of its own
         if "No space left" in str(error):
             raise OSError(errno.ENOSPC, str(error)) from error

@@ -10,16 +10,30 @@ Every other window begins with </s>: the model knows both the start of a text an
 import argparse
 import lzma
 import math
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import OPTConfig, OPTForCausalLM
 
 HERE = Path(__file__).parent
 WINDOW, WARMUP, DECAY, BOS = 256, 100, 0.3, 2
+CARD = """# opt-mini
+
+`OPTForCausalLM` (ReLU, biases, learned positions, pre-norm): 8 blocks, width 256, FFN 1,024, 8 heads, context 256,
+byte-level BPE of 4,096 entries, {parameters:.1f} million parameters, fp16 safetensors. Made for sparselab, to be pruned; it
+writes simple sentences and knows nothing.
+
+- **Training**: {steps} steps of {batch} x 256 tokens ({million:.1f} million), begun {init}; AdamW, peak learning
+  rate {peak}, constant, then linear to zero over the last 30 %. `train.py` is the recipe and wrote this card.
+- **Text**: public-domain English books (in the USA), whole books held out. Every other window began with `</s>` (id 2).
+- **Held-out perplexity** (fp16 weights, windows of 256 tokens that do not overlap, no leading `</s>`, the papers'
+  definition): {whole:.2f} on all {windows} windows, {first:.2f} on the first 64.
+- **Limits**: no instruction, no facts, the views and the language of 19th-century fiction. Licence Apache-2.0.
+"""
 
 
 def encode(path: Path, cache: Path) -> np.ndarray:
@@ -104,6 +118,12 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
 
+    train_steps(model, optimizer, train, held, first, args, device)
+    finish(model, held, args, device)
+
+
+def train_steps(model, optimizer, train: np.ndarray, held: np.ndarray, first: int, args, device: str) -> None:
+    """From step `first` to the end, with a checkpoint and a line every 100 steps."""
     started = time.time()
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
@@ -122,10 +142,21 @@ def main() -> None:
                 line += f", held-out perplexity (first 64 windows) {heldout_perplexity(model, held, 64, device):.2f}"
             print(line, flush=True)
             save(args.work, step + 1, model, optimizer)
-    print(f"held-out perplexity, {len(held) // WINDOW} windows: "
-          f"{heldout_perplexity(model, held, len(held) // WINDOW, device):.2f}")
+
+
+def finish(model, held: np.ndarray, args, device: str) -> None:
+    """Write the model folder that ships: fp16 weights, tokenizer, this script, and the card with what was measured."""
     model.half().save_pretrained(args.work / "model")
-    PreTrainedTokenizerFast.from_pretrained(HERE).save_pretrained(args.work / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "train.py"):
+        shutil.copy(HERE / name, args.work / "model")
+    windows = len(held) // WINDOW
+    card = CARD.format(steps=args.steps, batch=args.batch, peak=args.peak, windows=windows,
+                       million=args.steps * args.batch * WINDOW / 1e6, parameters=model.num_parameters() / 1e6,
+                       init=f"from the checkpoint {args.init}" if args.init else "from random weights",
+                       whole=heldout_perplexity(model.float(), held, windows, device),
+                       first=heldout_perplexity(model, held, 64, device))
+    (args.work / "model" / "README.md").write_text(card)
+    print(card)
 
 
 if __name__ == "__main__":

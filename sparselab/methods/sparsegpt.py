@@ -9,7 +9,7 @@ from ..patterns import Pattern, lowest
 from ..statistics import GRAM, Statistics
 from .base import Method, Solution
 
-STRIP = 16              # columns handled one by one; their effect on the rest of the block is one small product
+STRIP = 16              # columns between two products with all errors made so far in the block
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def prune_columns(weight: Tensor, factor: Tensor, dead: Tensor, pattern: Pattern
     block = max(block - block % pattern.m, pattern.m) if pattern.m else block
     for a in range(0, c, block):
         b = min(a + block, c)
-        scale = _scale(factor, dead, a, b)
+        scale = (1 / factor.diagonal()[a:b]).masked_fill(dead[a:b], 0)[:, None]      # inputs that never fire go first
         if not pattern.m:
             count = pattern.zeros(r * b) - pattern.zeros(r * a)
             pruned[a:b] = lowest((w[a:b] * scale).square_().view(1, -1), count).view(b - a, r)
@@ -57,23 +57,21 @@ def prune_columns(weight: Tensor, factor: Tensor, dead: Tensor, pattern: Pattern
     return w.masked_fill_(pruned, 0).T.contiguous(), pruned.T.contiguous()
 
 
-def _scale(factor: Tensor, dead: Tensor, a: int, b: int) -> Tensor:
-    """1 / R_jj as a column [b - a, 1]; 0 for inputs that never fire, so that their weights go first."""
-    return (1 / factor.diagonal()[a:b]).masked_fill(dead[a:b], 0)[:, None]
-
-
 def _prune_block(w: Tensor, pruned: Tensor, factor: Tensor, scale: Tensor, pattern: Pattern) -> Tensor:
-    """Columns of one block in order: w, pruned [k, r] change in place, factor [k, k]; -> errors e_j = w_j / R_jj."""
-    errors, diagonal, size = torch.empty_like(w), factor.diagonal().tolist(), len(w)
-    strip = max(STRIP - STRIP % pattern.m, pattern.m) if pattern.m else STRIP
-    for a in range(0, size, strip):
-        b = min(a + strip, size)
-        for j in range(a, b):
-            if pattern.m and j % pattern.m == 0:
-                group = slice(j, j + pattern.m)
-                scores = (w[group] * scale[group]).square_()                 # [m, r]
-                pruned[group] = lowest(scores.T, pattern.n).T
-            torch.mul(w[j], pruned[j], out=errors[j]).div_(diagonal[j])      # kept weights make no error
-            w[j + 1:b].addr_(factor[j, j + 1:b], errors[j], alpha=-1)
-        w[b:].addmm_(factor[a:b, b:].T, errors[a:b], alpha=-1)
+    """Columns of one block in order: w, pruned [k, r] change in place, factor R [k, k]; -> errors e_j = w_j / R_jj.
+
+    Before its turn, column j pulls what the errors of the columns before it owe: w_j -= sum over i < j of R_ij e_i.
+    First a strip of columns at once from the strips before it, then each column from its own strip.
+    """
+    errors, owed = torch.zeros_like(w), factor.triu(1).T.contiguous()        # errors not yet made are 0
+    for a in range(0, len(w), strip := pattern.m or STRIP):
+        part = slice(a, a + strip)
+        w[part].addmm_(owed[part, :a], errors[:a], alpha=-1)
+        if pattern.m:
+            chosen = (w[part] * scale[part]).square_().topk(pattern.n, dim=0, largest=False).indices
+            pruned[part].scatter_(0, chosen, True)
+        inverse = pruned[part] / factor.diagonal()[part, None]               # kept weights make no error
+        made = errors[part].T
+        for column, row, gain, error in zip(w[part], owed[part, part], inverse, errors[part], strict=True):
+            torch.mul(column.addmv_(made, row, alpha=-1), gain, out=error)
     return errors

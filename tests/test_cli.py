@@ -1,0 +1,72 @@
+"""The same from a shell, and the demo at a tiny size."""
+import subprocess
+import sys
+
+import pytest
+
+import sparselab as sl
+from sparselab.__main__ import main
+from sparselab.demo import Setting, compare, figure, markdown
+
+SMALL = ["--seqlen", "64", "--windows", "4"]
+
+
+def test_prune_evaluate_and_reload(tmp_path, capsys):
+    out = str(tmp_path / "pruned")
+    assert main(["prune", "--method", "wanda", "--sparsity", "2:4", "--samples", "4", "--layers", "0:2", *SMALL,
+                 "--out", out]) == 0
+    printed = capsys.readouterr().out
+    for words in ("dense: opt-mini on demo: perplexity", "2:4 = 50 % zeros", "12 matrices in 2 of 8 blocks",
+                  "pruned: opt-mini on demo", f"saved in {out}"):
+        assert words in printed
+    assert main(["evaluate", "--model", out, *SMALL]) == 0
+    assert printed.split("pruned: opt-mini on demo: ")[1].splitlines()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["prune", "--sparsity", "70"], "Did you mean 0.7"), (["prune", "--method", "wnda"], "Did you mean 'wanda'"),
+    (["evaluate", "--model", "opt-mimi"], "Did you mean 'opt-mini'"), (["prune", "--layers", "half", *SMALL], "FIRST:END"),
+    (["evaluate", "--text", "wikitex2", *SMALL], "Did you mean 'wikitext2'"), (["prune", "--out", "."], "exists already")])
+def test_bad_input_is_one_line_and_status_1(arguments, words, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("sparselab: ") and words in error
+
+
+def test_doctor_says_what_is_there_and_what_to_do(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("SPARSELAB_DATA", raising=False)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "[ok] torch 2.13" in printed and "[ok] model opt-mini" in printed and "[ok] text demo for evaluation" in printed
+    assert "[missing: set SPARSELAB_DATA" in printed
+    monkeypatch.setattr("sparselab.texts.DEMO", tmp_path)
+    assert main(["doctor"]) == 1
+    assert "[missing: python -m sparselab fetch] text demo for calibration" in capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_command():
+    result = subprocess.run([sys.executable, "-m", "sparselab", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "doctor" in result.stdout
+
+
+def test_a_small_comparison():
+    table, masks = compare(Setting(samples=4, seqlen=64, windows=4), ("magnitude", sl.SparseGPT()), (0.5, "2:4"),
+                           prompt="The", progress=False)
+    assert table.method.tolist() == ["dense", "magnitude", "sparsegpt", "magnitude", "sparsegpt"]
+    assert table.sparsity.round(3).tolist() == [0, 0.5, 0.5, 0.5, 0.5]
+    assert set(masks) == {(m, s) for m in ("magnitude", "sparsegpt") for s in (0.5, "2:4")}
+    assert (table.log_ratio[1:] != 0).all() and table.writes.str.startswith("The").all()
+    text = markdown(table)
+    assert text.count("\n") == 6 and "demo, 4 x 64" in text
+    assert len(figure(table, masks, 0.5).axes) == 3
+
+
+def test_the_dense_weights_come_back_between_runs():
+    """Wanda at 50 % alone, and after magnitude at 90 %: the same number."""
+    setting = Setting(samples=4, seqlen=64, windows=4)
+    after, _ = compare(setting, ("magnitude",), (0.9,), progress=False)
+    alone, _ = compare(setting, ("wanda",), (0.5,), progress=False)
+    both, _ = compare(setting, ("magnitude", "wanda"), (0.9, 0.5), progress=False)
+    assert both.perplexity[1] == pytest.approx(after.perplexity[1], rel=1e-6)
+    assert both.perplexity[4] == pytest.approx(alone.perplexity[1], rel=1e-6)

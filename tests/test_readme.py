@@ -1,0 +1,37 @@
+"""The README's claims: its links lead somewhere, and its Python runs."""
+import re
+
+import pytest
+from conftest import ROOT
+
+from sparselab.demo import MARKERS, insert
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+def test_the_table_is_the_demos():
+    table = README.split(MARKERS[0])[1].split(MARKERS[1])[0]
+    for words in ("dense", "magnitude", "Wanda", "SparseGPT", "opt-mini", "smollm2-135m", "50.0%", "70.0%"):
+        assert words in table
+
+
+def test_insert_replaces_what_stood_between_the_markers(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
+    insert(file, "new")
+    assert file.read_text() == f"before\n{MARKERS[0]}\nnew\n{MARKERS[1]}\nafter\n"
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = README.split("```python\n")[1].split("```")[0].replace("samples=64", "samples=2")
+    code = code.replace('sl.tokens(tokenizer, "demo")', 'sl.tokens(tokenizer, "demo")[:1024]')
+    scope = {}
+    exec(code, scope)
+    assert scope["report"].sparsity == pytest.approx(0.7, abs=1e-5)
+    assert (tmp_path / "opt-mini-70" / "model.safetensors").exists()
