@@ -152,8 +152,8 @@ def test_several_sparsities_share_one_factorisation(layer, monkeypatch):
     w, x, _ = layer
     stats, calls = Statistics.of(x).finish("x"), []
     import sparselab.statistics as module
-    factor = module._inverse_factor
-    monkeypatch.setattr(module, "_inverse_factor", lambda *args: calls.append(1) or factor(*args))
+    factor = module.inverse_factor
+    monkeypatch.setattr(module, "inverse_factor", lambda *args: calls.append(1) or factor(*args))
     for sparsity in (0.5, 0.6, 0.7, 0.8):
         sl.SparseGPT().solve(w, stats, Pattern(sparsity))
     assert len(calls) == 1

@@ -48,13 +48,19 @@ def prune_columns(weight: Tensor, factor: Tensor, dead: Tensor, pattern: Pattern
     block = max(block - block % pattern.m, pattern.m) if pattern.m else block
     for a in range(0, c, block):
         b = min(a + block, c)
-        scale = (1 / factor.diagonal()[a:b]).masked_fill(dead[a:b], 0)[:, None]      # inputs that never fire go first
+        scale = _scale(factor.diagonal()[a:b], dead[a:b])
         if not pattern.m:
             count = pattern.zeros(r * b) - pattern.zeros(r * a)
             pruned[a:b] = lowest((w[a:b] * scale).square_().view(1, -1), count).view(b - a, r)
         errors = _prune_block(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
         w[b:].addmm_(factor[a:b, b:].T, errors, alpha=-1)                    # push the block's error to the right
     return w.masked_fill_(pruned, 0).T.contiguous(), pruned.T.contiguous()
+
+
+def _scale(diagonal: Tensor, dead: Tensor) -> Tensor:
+    """1 / R_jj as a column [k, 1]; next to nothing for inputs that never fire, so that their weights go first."""
+    scale = 1 / diagonal
+    return torch.where(dead, 1e-8 * scale.min(), scale)[:, None]
 
 
 def _prune_block(w: Tensor, pruned: Tensor, factor: Tensor, scale: Tensor, pattern: Pattern) -> Tensor:

@@ -1,0 +1,64 @@
+"""Gram matrix and inverse Hessian factor: the two large matrix computations of SparseGPT, at half price."""
+import torch
+from torch import Tensor
+
+from .errors import SparselabError
+
+PANELS = 8              # half of a symmetric or triangular product, in 8 panels, costs 9/16 of the whole product
+LEAF = 256              # rows of the inverse factor computed at a time
+ROUNDING = 1e-6         # a pivot below this share of its diagonal entry is float32 rounding, not curvature
+
+
+def _panels(width: int) -> list[tuple[int, int]]:
+    """Borders a:b of PANELS strips."""
+    step = max(1, -(-width // PANELS))
+    return [(a, min(a + step, width)) for a in range(0, width, step)]
+
+
+def add_gram(gram: Tensor, x: Tensor) -> None:
+    """gram [c, c] += x^T x for x [tokens, c], lower block triangle alone."""
+    for a, b in _panels(len(gram)):
+        gram[a:b, :b].addmm_(x[:, a:b].T, x[:, :b])
+
+
+def inverse_factor(hessian: Tensor, damp: float, tries: int) -> tuple[Tensor, float, int]:
+    """Upper R with H^-1 = R^T R for H = hessian [c, c] + damp * mean diagonal; the damping used, and the tries.
+
+    In two lines it would be `L = cholesky(H.flip(0, 1)); R = solve_triangular(L, I, upper=False).flip(0, 1)`.
+    """
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=hessian.device)
+    for attempt in range(1, tries + 1):
+        factor = _factor(hessian, damp * mean + mean * dead)
+        if factor is not None and torch.isfinite(factor).all():
+            return factor, damp, attempt
+        damp = max(10 * damp, 1e-4)
+    raise SparselabError(f"the Hessian could not be factored, even with damping {damp / 10:g} of its mean diagonal. "
+                         "Use more calibration tokens, or a larger damp=.")
+
+
+def _factor(hessian: Tensor, extra: Tensor) -> Tensor | None:
+    """Upper R with R^T R = (hessian + diag(extra))^-1, or None where a pivot is no more than rounding.
+
+    From the last rows to the first, LEAF at a time, and nearly all of it matrix products. With A the rows' own block,
+    B to the right of it and D what R is known for: S = A - B D^-1 B^T is what the later inputs leave unexplained.
+    """
+    n, total = len(hessian), hessian.diagonal() + extra
+    factor, identity = torch.zeros_like(hessian), torch.eye(min(n, LEAF), device=hessian.device)
+    for b in range(n, 0, -LEAF):
+        a = max(b - LEAF, 0)
+        known, side = factor[b:, b:], torch.empty_like(hessian[a:b, b:])
+        for c, d in _panels(n - b):                                          # side = B R_D^T; R_D is upper: skip zeros
+            torch.mm(hessian[a:b, b + c:], known[c:d, c:].T, out=side[:, c:d])
+        rest = torch.addmm(hessian[a:b, a:b], side, side.T, alpha=-1)        # S
+        rest.diagonal().add_(extra[a:b])
+        lower, failed = torch.linalg.cholesky_ex(rest.flip(0, 1))            # reversed, for an upper factor of S^-1
+        if failed or (lower.diagonal().square() < ROUNDING * total[a:b].flip(0)).any():
+            return None
+        corner = torch.linalg.solve_triangular(lower, identity[:b - a, :b - a], upper=False).flip(0, 1)
+        factor[a:b, a:b] = corner
+        side = torch.mm(corner, side).neg_()
+        for c, d in _panels(n - b):
+            torch.mm(side[:, :d], known[:d, c:d], out=factor[a:b, b + c:b + d])
+    return factor
