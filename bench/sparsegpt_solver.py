@@ -6,6 +6,7 @@ Needs an idle machine: both sides use all cores. --quick leaves the widest matri
 """
 import argparse
 import json
+import platform
 import statistics
 import sys
 import time
@@ -25,7 +26,7 @@ GOALS = {"loop": 8.0, "factor": 3.5}
 LINE = "{what:22} {width:12} {textbook:10.3f} {sparselab:11.3f} {ratio:6.1f}x {goal:5.1f}x  {check}"
 
 
-# --- the textbook: Frantar and Alistarh, arXiv 2301.00774, algorithm 1, a line of code for a line of the algorithm -----
+# --- the textbook: Frantar and Alistarh, arXiv 2301.00774, algorithm 1, line by line ---------------------------
 
 def textbook_factor(hessian: Tensor, damp: float) -> Tensor:
     """Upper R with H^-1 = R^T R: factor, invert, factor again."""
@@ -58,7 +59,7 @@ def textbook_loop(weight: Tensor, factor: Tensor, pattern: Pattern, block: int) 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 def inputs(width: int) -> Statistics:
-    """Statistics of 2 x width tokens: a quarter as many causes as inputs, some noise, every 97th channel 20 times louder."""
+    """Statistics of 2 x width tokens: causes (a quarter as many as inputs), noise, every 97th channel 20 x louder."""
     x = torch.randn(2 * width, width // 4) @ torch.randn(width // 4, width) / 8 + torch.randn(2 * width, width)
     x[:, ::97] *= 20
     return Statistics.of(x).finish("the benchmark's inputs")
@@ -102,7 +103,9 @@ def row(what: str, width: str, seconds: list[float], passed: bool, check: str) -
 
 def machine() -> str:
     """The machine that a ratio was measured on."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    info = Path("/proc/cpuinfo")                                             # Linux only
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line
+             ] if info.exists() else [platform.processor()]
     return f"{names[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 

@@ -3,6 +3,7 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,11 +63,11 @@ class Pattern:
 def lowest(scores: Tensor, count: int) -> Tensor:
     """True at the `count` lowest scores of every row; ties go to the left, so that the count is exact.
 
-    scores [rows, n] -> bool [rows, n]. A selection (kthvalue), not a sort.
+    scores [rows, n] -> bool [rows, n]. A selection, not a sort.
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count, dim=1, keepdim=True).values          # [rows, 1]
+    threshold = _kth_lowest(scores, count)                                  # [rows, 1]
     chosen = scores <= threshold
     surplus = chosen.sum(1) > count                                         # rows where several tie at the threshold
     if surplus.any():
@@ -74,6 +75,13 @@ def lowest(scores: Tensor, count: int) -> Tensor:
         room = count - below.sum(1, keepdim=True)
         chosen[surplus] = below | (tied & (tied.cumsum(1) <= room))
     return chosen
+
+
+def _kth_lowest(scores: Tensor, k: int) -> Tensor:
+    """The k-th lowest score of every row, [rows, 1]. On a CPU numpy's partition is 5 to 10 times faster than kthvalue."""
+    if scores.device.type != "cpu":
+        return scores.kthvalue(k, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1:k])
 
 
 def lowest_in_groups(groups: Tensor, n: int) -> Tensor:

@@ -68,8 +68,8 @@ class Statistics:
     def inverse_factor(self, damp: float, tries: int = 6) -> tuple[Tensor, float, int]:
         """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping used; the tries.
 
-        SparseGPT (arXiv 2301.00774), section 3.3. One Cholesky factorisation of the reversed matrix and one triangular
-        inverse in place of factor, invert, factor again. Inputs that are always zero get the mean curvature, so that
+        SparseGPT (arXiv 2301.00774), section 3.3. Built from the last inputs to the first out of matrix products, in
+        place of factor, invert, factor again. Inputs that are always zero get the mean curvature, so that
         they stay out of everybody's way. A failed factorisation is tried again with ten times the damping, and told.
         Kept for the next matrix with the same inputs, and for the next sparsity.
         """
