@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("books", type=Path)
     parser.add_argument("heldout", type=Path)
     parser.add_argument("--init", type=Path, help="begin from this model folder instead of from random weights")
+    parser.add_argument("--history", default="an earlier checkpoint", help="what the model of --init is, for the card")
     parser.add_argument("--work", type=Path, default=Path("build/opt-mini"), help="checkpoints, token cache and log")
     parser.add_argument("--steps", type=int, default=120_000, help="of batch x 256 tokens; 120,000 is 490 million")
     parser.add_argument("--batch", type=int, default=16)
@@ -152,7 +153,7 @@ def finish(model, held: np.ndarray, args, device: str) -> None:
     windows = len(held) // WINDOW
     card = CARD.format(steps=args.steps, batch=args.batch, peak=args.peak, windows=windows,
                        million=args.steps * args.batch * WINDOW / 1e6, parameters=model.num_parameters() / 1e6,
-                       init=f"from the checkpoint {args.init}" if args.init else "from random weights",
+                       init=f"from {args.history}" if args.init else "from random weights",
                        whole=heldout_perplexity(model.float(), held, windows, device),
                        first=heldout_perplexity(model, held, 64, device))
     (args.work / "model" / "README.md").write_text(card)
