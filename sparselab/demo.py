@@ -103,13 +103,14 @@ def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) 
     """Perplexity against sparsity, and the masks of one matrix side by side."""
     shown = {method: mask for (method, s), mask in masks.items() if s == sparsity}
     with viz.style():
-        canvas = plt.figure(figsize=(11, 3.6))
-        grid = canvas.add_gridspec(1, 2 + len(shown), width_ratios=[2.2, 0.05] + [1] * len(shown))
-        curve = canvas.add_subplot(grid[0])
+        canvas = plt.figure(figsize=(11, 3.4))
+        left, right = canvas.subfigures(1, 2, width_ratios=[1, 1.5])
+        curve = left.subplots()
         viz.sparsity_curve(curve, table)
         curve.set_title(f"{table.model[0]}, text: {table.text[0]} tokens", fontsize=10)
-        for k, (method, mask) in enumerate(shown.items()):
-            viz.draw_mask(canvas.add_subplot(grid[2 + k]), mask, viz.LABELS[method], corner)
+        right.suptitle(f"sparsity {sparsity}: a corner of fc1 or up_proj in the middle block, bright = kept", fontsize=10)
+        for axis, (method, mask) in zip(right.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            viz.draw_mask(axis, mask, viz.LABELS[method], corner)
     return canvas
 
 

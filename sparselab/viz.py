@@ -4,6 +4,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 # Okabe-Ito colours with a marker and a line each: told apart by colour-blind readers and in grey.
@@ -39,8 +40,9 @@ def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
         axes.errorbar(x, [dense.perplexity, *rows.perplexity], [dense.stderr, *rows.stderr], color=colour,
                       marker=marker, linestyle=line, capsize=3, label=LABELS[name])
     axes.set(xlabel="zeros (%)", ylabel="perplexity", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend()
 
 

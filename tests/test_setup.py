@@ -33,6 +33,16 @@ def test_torch_is_pinned_to_a_closed_range():
     assert ">=" in torch and "<" in torch
 
 
+@pytest.mark.parametrize("index", ["", "https://download.pytorch.org/whl/cpu"])
+def test_every_line_of_the_set_up_is_a_whole_shell_command(index):
+    """A comma inside make's $(if) once cut a requirement in two; a machine that was set up already never noticed."""
+    shown = subprocess.check_output(["make", "-nB", "setup", f"TORCH_INDEX={index}"], cwd=ROOT, text=True)
+    for line in shown.splitlines():
+        subprocess.run(["sh", "-nc", line], check=True)
+    assert ('"torch>=2.13,<2.14"' in shown) == bool(index)
+    assert "--no-deps" in shown
+
+
 def test_ci_calls_make_test():
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
