@@ -10,13 +10,14 @@
 from .engine import prune
 from .errors import SparselabError
 from .evaluate import Perplexity, known_dense, perplexity, write
-from .methods import METHODS, Magnitude, Method, Solution, SparseGPT, Wanda
+from .methods import ADMM, METHODS, DSnoT, Magnitude, Method, Solution, SparseGPT, SparseLLM, Swaps, Wanda
 from .models import FAMILIES, Family, blocks_of, family_of, linears_of, load
 from .patterns import Pattern
 from .report import Report, save
 from .statistics import Statistics
 from .texts import CORPORA, calibration, tokens
 
-__all__ = ["CORPORA", "FAMILIES", "METHODS", "Family", "Magnitude", "Method", "Pattern", "Perplexity", "Report",
-           "Solution", "SparseGPT", "SparselabError", "Statistics", "Wanda", "blocks_of", "calibration", "family_of",
-           "known_dense", "linears_of", "load", "perplexity", "prune", "save", "tokens", "write"]
+__all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
+           "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps", "Wanda", "blocks_of",
+           "calibration", "family_of", "known_dense", "linears_of", "load", "perplexity", "prune", "save", "tokens",
+           "write"]

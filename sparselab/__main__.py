@@ -1,4 +1,4 @@
-"""The same from a shell: python -m sparselab prune | evaluate | demo | fetch | doctor."""
+"""The same from a shell: python -m sparselab prune | evaluate | sweep | demo | fetch | doctor."""
 import argparse
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
     prune = _command(commands, "prune", _prune, "prune a model, print its report and perplexity, and save it")
     _model_options(prune)
-    prune.add_argument("--method", default="sparsegpt", help="magnitude, wanda or sparsegpt (the default)")
+    prune.add_argument("--method", default="sparsegpt", help="such as wanda or sparsellm; default: sparsegpt")
     prune.add_argument("--sparsity", default="0.5", help="a fraction such as 0.7, or n zeros in m inputs such as 2:4")
     prune.add_argument("--calibration", default="demo", metavar="TEXT", help="demo, c4, wikitext2, ptb or a text file")
     prune.add_argument("--samples", type=int, default=128, help="calibration windows (128)")
@@ -35,6 +35,18 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure the perplexity of a model")
     _model_options(evaluate)
+
+    sweep = _command(commands, "sweep", _sweep, "prune by many methods and patterns; a resumable table as CSV")
+    sweep.add_argument("--model", default="opt-mini")
+    sweep.add_argument("--methods", help="comma-separated; dsnot:magnitude, sparsellm:published are variants; default: all")
+    sweep.add_argument("--sparsities", help="comma-separated, such as 0.5,0.7,2:4; default: eight of them")
+    sweep.add_argument("--seeds", default="0", help="comma-separated calibration seeds")
+    sweep.add_argument("--calibration", default="demo", metavar="TEXT")
+    sweep.add_argument("--samples", type=int, default=64)
+    sweep.add_argument("--seqlen", type=int, default=256)
+    sweep.add_argument("--texts", default="demo", help="comma-separated evaluation texts or text files")
+    sweep.add_argument("--windows", type=int, default=64)
+    sweep.add_argument("--out", type=Path, default=Path("build/sweep.csv"))
 
     demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
     demo.add_argument("--out", type=Path, default=Path("build/demo"))
@@ -109,6 +121,20 @@ def _layers(text: str | None) -> range | str | None:
 
 def _evaluate(options) -> None:
     print(_perplexity(options, *_load(options)))
+
+
+def _sweep(options) -> None:
+    from .sweep import METHODS, PATTERNS, Sweep, claims
+    sweep = Sweep(options.model, options.calibration, options.samples, options.seqlen, tuple(options.texts.split(",")),
+                  options.windows)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    methods, patterns = (given.split(",") if given else known
+                         for given, known in ((options.methods, METHODS), (options.sparsities, PATTERNS)))
+    table = sweep.run(options.out, methods, patterns, [int(seed) for seed in options.seeds.split(",")])
+    if "sparsegpt" in set(table.method):
+        print("excess log-perplexity over dense, as a share of SparseGPT's:")
+        print(claims(table).round(3).to_string())
+    print(f"table in {options.out}")
 
 
 def _demo(options) -> None:

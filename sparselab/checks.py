@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SparselabError
-from .models import context_length, model_name
+from .models import Family, context_length, model_name
 
 
 def check_windows(model: nn.Module, seqlen: int) -> None:
@@ -40,3 +40,15 @@ def check_weights(linears: dict[str, nn.Linear]) -> None:
         if not torch.isfinite(linear.weight).all():
             raise SparselabError(f"the weight of {name} holds NaN or infinite values: the checkpoint is broken. "
                                  "Load it again, with dtype=torch.float32 if it was converted to float16.")
+
+
+def check_feed_forward(model: nn.Module, family: Family, linears: dict[str, nn.Linear]) -> None:
+    """A joint method needs the whole feed-forward network or none of it, with the activation that it knows."""
+    chosen = {kind for kind in family.ffn for name in linears if name.endswith(f".{kind}")}
+    if chosen and chosen != {*family.ffn}:
+        raise SparselabError(f"this method prunes {', '.join(family.ffn)} together: modules= names all of them, or none.")
+    wanted = "silu" if len(family.ffn) == 3 else "relu"
+    found = getattr(model.config, "hidden_act", None) or getattr(model.config, "activation_function", None)
+    if chosen and found != wanted:
+        raise SparselabError(f"{model_name(model)} has the activation {found!r}; the sub-problems of this method are solved "
+                             f"for {wanted!r} in this family. Choose another method, such as 'admm'.")

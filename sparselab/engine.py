@@ -1,49 +1,58 @@
 """The engine: one block at a time, statistics, solve, replay."""
+import copy
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from typing import Any, Protocol
 
 import torch
 from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Cache
 
-from .checks import check_ids, check_ready, check_weights, check_windows
+from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
 from .memory import OUT_OF_MEMORY, batch_size, halving, is_out_of_memory, peak_bytes
-from .methods import Method, Solution, find_method
+from .methods import DENSE_BLOCK, Fit, Method, find_method
 from .models import Family, blocks_of, family_of, linears_of, model_name
 from .patterns import Pattern
 from .report import MatrixRow, Report
 from .statistics import Statistics
 
 ERROR_TOKENS = 1024         # tokens on which a method without a Gram matrix measures its output error
+STREAM_SHARE = 0.5          # of what the residual stream lacks; all of it fits the calibration's noise (bench/ablation)
 GATE_SHARE = 32             # one calibration window in 32 (at most 8) measures the dense perplexity before a run
 
 
 @torch.no_grad()
 def prune(model: nn.Module, calibration: LongTensor, *, method: str | Method, sparsity: float | str,
-          layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None, batch: int | None = None,
-          progress: bool = True) -> Report:
+          layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None, refit: bool | None = None,
+          targets: str | None = None, in_order: bool | None = None, batch: int | None = None, progress: bool = True
+          ) -> Report:
     """Prune a model of the OPT or LLaMA family in place, block by block (the protocol of SparseGPT and Wanda).
 
     calibration: token ids [samples, seqlen] (see `sl.calibration`). method: a name or an instance such as
     `sl.SparseGPT(damp=0.1)`. sparsity: a fraction such as 0.7, or 'n:m' = n zeros in every m consecutive inputs.
     layers: the blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables; None = all.
     modules: the linears to prune by the end of their names, such as ['fc1', 'fc2']; None = all of the family.
-    batch: windows at once; None = from free memory.
+    refit, targets, in_order: the switches of every method (see `sl.Method`), set here or on the instance; None = the
+    method's own. batch: windows at once; None = from free memory.
 
-    The statistics of all linears of a block come from one pass through the still dense block, whose inputs come from
-    the pruned blocks before it. Embeddings, norms, biases and the output head stay dense. Before anything changes, the
-    engine proves that block by block equals model(ids), and prints the dense perplexity of a few calibration windows.
-    Returns a Report. Raises a SparselabError that names what was wrong, before the first weight changes where it can.
+    Unless a switch says otherwise, the statistics of all linears of a block come from one pass through the still dense
+    block, whose inputs come from the pruned blocks before it. Embeddings, norms, biases and the output head stay dense.
+    Before anything changes, the engine proves that block by block equals model(ids), and prints the dense perplexity of
+    a few calibration windows. Returns a Report. Raises a SparselabError that names what was wrong, before the first
+    weight changes where it can.
     """
     started = time.perf_counter()
-    method, pattern = find_method(method), Pattern.parse(sparsity)
+    given = {"refit": refit, "targets": targets, "in_order": in_order}
+    method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
+    pattern = Pattern.parse(sparsity)
     check_ready(model)
     family, blocks = family_of(model), blocks_of(model)
     _check_calibration(model, calibration)
@@ -52,6 +61,8 @@ def prune(model: nn.Module, calibration: LongTensor, *, method: str | Method, sp
     check_weights(linears)
     for name, linear in linears.items():
         pattern.check_width(linear.in_features, name)
+    if method.joint:
+        check_feed_forward(model, family, linears)
     shares = method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
     report = Report(_settings(model, calibration, method, pattern, chosen, len(blocks)))
     clock = _Clock(report.seconds, next(model.parameters()).device)
@@ -62,15 +73,16 @@ def prune(model: nn.Module, calibration: LongTensor, *, method: str | Method, sp
         print(f"{model_name(model)}: dense perplexity {gate} on {gate.windows} calibration windows of {gate.seqlen} "
               "tokens; block by block equals the whole model.")
     with clock("capture"):
-        stream = Stream(model, calibration, batch)
+        stream = Stream(model, calibration, batch, dense=method.targets != DENSE_BLOCK)
     run = _Run(family, method, shares, linears, stream, clock, report, max(1, calibration.numel() // ERROR_TOKENS))
     with tqdm(blocks[:max(chosen) + 1], desc=f"{method.name} {pattern}", unit="block", disable=not progress) as bar:
         for i, block in enumerate(bar):
+            original = copy.deepcopy(block) if i in chosen and method.targets != DENSE_BLOCK else None
             if i in chosen:
-                run.prune_block(block, i)
+                run.prune_block(block, original, i)
             if i < max(chosen):
                 with clock("replay"):
-                    stream.replay(block)
+                    stream.replay(block, original)
     report.seconds["total"] = time.perf_counter() - started
     report.peak_bytes = peak_bytes(clock.device)
     return report
@@ -85,64 +97,128 @@ class _Captured(Exception):
 @dataclass
 class Part:
     """Some calibration windows on their way through the blocks: `hidden` [b, seqlen, width] is what the next block
-    receives, with every other argument that the model passes to its blocks."""
+    receives, with every other argument that the model passes to its blocks; `dense`, where a method aims at the dense
+    model, is what it would receive there (the same tensor until a block is pruned)."""
 
     ids: LongTensor
     hidden: Tensor
     args: tuple
     kwargs: dict
+    dense: Tensor | None = None
 
-    def through(self, block: nn.Module) -> Tensor:
-        """What a block makes of the windows, [b, seqlen, width]."""
-        output = block(self.hidden, *self.args, **self.kwargs)
+    def through(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """What a block makes of hidden states, [b, seqlen, width]."""
+        output = block(hidden, *self.args, **self.kwargs)
         return output if isinstance(output, Tensor) else output[0]           # older transformers return a tuple
+
+    def inputs(self, block: nn.Module, hidden: Tensor, places: list[str]) -> dict[str, Tensor]:
+        """What the modules at some places of the block receive, by name, in the order in which they run; '' is the
+        block itself. The block runs no further than the last of them."""
+        seen = {"": hidden}
+
+        def keep(_, args, name):
+            seen[name] = args[0]
+            if name == places[-1]:
+                raise _Captured
+
+        handles = [block.get_submodule(name).register_forward_pre_hook(partial(keep, name=name))
+                   for name in places if name]
+        try:
+            self.through(block, hidden)
+        except _Captured:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+class Sink(Protocol):
+    """What takes in the calibration tokens of a place: `Statistics`, or a whole feed-forward network."""
+
+    def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
+        """Inputs x [b, seqlen, c]; there in the dense model; dense less pruned residual stream, where it matters."""
+
+    def finish(self, name: str) -> "Sink":
+        """After the last tokens."""
 
 
 class Stream:
-    """All calibration activations before the current block; outputs replace inputs, so that one copy is held."""
+    """All calibration activations before the current block; outputs replace inputs, so that one copy is held (two with
+    the dense model's)."""
 
-    def __init__(self, model: nn.Module, ids: LongTensor, batch: int | None = None):
+    def __init__(self, model: nn.Module, ids: LongTensor, batch: int | None = None, *, dense: bool = False):
         """Run the model up to its first block, on windows ids [samples, seqlen]."""
-        self.model = model
+        self.model, self.dense = model, dense
         self.parts = halving(lambda size: [self._capture(part) for part in ids.split(size)],
                              batch or batch_size(model, ids.shape[1]))
 
     def _capture(self, ids: LongTensor) -> Part:
-        return Part(ids, *_first_block_call(self.model, ids))
+        part = Part(ids, *_first_block_call(self.model, ids))
+        part.dense = part.hidden if self.dense else None
+        return part
 
     def _halves(self, part: Part) -> list[Part]:
         """The same activations in two parts; a single window cannot be cut."""
         if len(part.ids) == 1:
             raise SparselabError(OUT_OF_MEMORY)
         size = -(-len(part.ids) // 2)
-        cut = zip(part.ids.split(size), part.hidden.split(size), strict=True)
-        return [Part(ids, hidden.clone(), *_first_block_call(self.model, ids)[1:]) for ids, hidden in cut]
+        halves = [Part(ids, hidden.clone(), *_first_block_call(self.model, ids)[1:])
+                  for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)]
+        for half, dense in zip(halves, part.dense.split(size) if self.dense else (), strict=self.dense):
+            half.dense = half.hidden if part.dense is part.hidden else dense.clone()
+        return halves
 
-    def replay(self, block: nn.Module) -> None:
-        """Move on: the block's outputs take the place of its inputs. A part that memory does not hold is halved."""
+    def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
+        """Move on: the block's outputs take the place of its inputs; the dense stream goes through `original`, the block
+        before it was pruned. A part that memory does not hold is halved."""
         k = 0
         while k < len(self.parts):
+            part = self.parts[k]
             try:
-                self.parts[k].hidden = self.parts[k].through(block)
+                same = part.dense is part.hidden and original is None
+                hidden = part.through(block, part.hidden)
+                if self.dense:
+                    part.dense = hidden if same else part.through(original or block, part.dense)
+                part.hidden = hidden
                 k += 1
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.parts[k:k + 1] = self._halves(self.parts[k])
+                self.parts[k:k + 1] = self._halves(part)
 
-    def collect(self, block: nn.Module, groups: dict[str, nn.Linear], needs: tuple[str, ...], every: int
-                ) -> dict[str, Statistics]:
-        """Statistics of the inputs of some linears, by name, from one pass through the block (its outputs are dropped).
-        Begun anew with halved parts when memory runs out."""
+    def collect(self, block: nn.Module, make: Callable[[], dict[str, tuple[Sink, str | None]]],
+                original: nn.Module | None = None, prefix: str = "") -> dict[str, Sink]:
+        """Fill sinks with what some places of the block receive, from one pass over the parts (its outputs are dropped).
+        `make` gives new sinks by place, each with the place where its residual stream is read, if that matters; it is
+        called anew, with halved parts, when memory runs out."""
         while True:
+            sinks = make()
             try:
-                return _gather(block, groups, self.parts, needs, every)
+                for part in self.parts:
+                    _gather(block, original, sinks, part)
+                return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             if all(len(part.ids) == 1 for part in self.parts):
                 raise SparselabError(OUT_OF_MEMORY)
             self.parts = [half for part in self.parts for half in (self._halves(part) if len(part.ids) > 1 else [part])]
+
+
+def _gather(block: nn.Module, original: nn.Module | None, sinks: dict[str, tuple[Sink, str | None]], part: Part) -> None:
+    """Hand a part's tokens to the sinks, with those of the dense model where `original` is given."""
+    residuals = [place for _, place in sinks.values() if place]
+    places = [*residuals, *sinks]                                            # the last to run is a sink
+    now = part.inputs(block, part.hidden, places)
+    dense = part.inputs(original, part.dense, places) if original else {}
+    for name, (sink, residual) in sinks.items():
+        if residual is not None and residual not in now:
+            raise SparselabError("targets='dense-stream' needs a model that normalises before its linears (pre-norm). "
+                                 "Choose targets='dense-model'.")
+        drift = None if residual is None else STREAM_SHARE * (dense[residual].float() - now[residual].float())
+        x = now[name].reshape(*part.ids.shape, -1)                           # OPT flattens sequences before its fc1
+        sink.add(x, dense.get(name), drift)
 
 
 def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple, dict]:
@@ -170,22 +246,6 @@ def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple,
 
 # --- one block --------------------------------------------------------------------------------------------------------
 
-def _gather(block: nn.Module, leaders: dict[str, nn.Linear], parts: list[Part], needs: tuple[str, ...], every: int
-            ) -> dict[str, Statistics]:
-    """Hook the first linear of every group, run the block, add up what the linears receive."""
-    stats = {name: Statistics(linear.in_features, linear.weight.device, needs=needs, every=every)
-             for name, linear in leaders.items()}
-    handles = [linear.register_forward_pre_hook(lambda _, args, name=name: stats[name].add(args[0]))
-               for name, linear in leaders.items()]
-    try:
-        for part in parts:
-            part.through(block)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: one.finish(name) for name, one in stats.items()}
-
-
 @dataclass
 class _Run:
     """What stays the same from block to block."""
@@ -199,41 +259,81 @@ class _Run:
     report: Report
     every: int
 
-    def prune_block(self, block: nn.Module, layer: int) -> None:
-        """Collect, then prune the block's linears in the order in which they run."""
-        prefix = f"{self.family.blocks}.{layer}."
-        groups = [[prefix + name for name in group if prefix + name in self.linears] for group in self.family.groups]
-        leaders = {group[0]: self.linears[group[0]] for group in groups if group}
-        with self.clock("collect"):
-            stats = self.stream.collect(block, leaders, self.method.needs, self.every)
-        for group in filter(None, groups):
-            for name in group:
-                self.report.rows.append(self._prune_matrix(name, layer, name.removeprefix(prefix), stats[group[0]]))
-            del stats[group[0]]
+    def prune_block(self, block: nn.Module, original: nn.Module | None, layer: int) -> None:
+        """Collect and prune: all linears from one pass, or group by group in the order in which they run."""
+        self.prefix, self.layer = f"{self.family.blocks}.{layer}.", layer
+        groups = self._groups()
+        in_order = self.method.in_order or self.method.targets != DENSE_BLOCK
+        for stage in ([group] for group in groups) if in_order else [groups]:
+            with self.clock("collect"):
+                sinks = self.stream.collect(block, lambda stage=stage: dict(map(self._sink, stage)), original,
+                                            self.prefix)
+            for group in stage:
+                self._prune_group(group, sinks.pop(group[0]))
 
-    def _prune_matrix(self, name: str, layer: int, kind: str, stats: Statistics) -> MatrixRow:
+    def _groups(self) -> list[tuple[str, ...]]:
+        """The block's chosen linears that are pruned from the same inputs; with a joint method the whole FFN is one."""
+        groups = [tuple(name for name in group if self.prefix + name in self.linears) for group in self.family.groups]
+        if self.method.joint and self.prefix + self.family.ffn[0] in self.linears:
+            groups = [group for group in groups if not {*group} & {*self.family.ffn}] + [self.family.ffn]
+        return [group for group in groups if group]
+
+    def _sink(self, group: tuple[str, ...]) -> tuple[str, tuple[Sink, str | None]]:
+        """An empty sink for a group, by its first linear; and where its residual stream is read."""
+        residual = self.family.residual.get(group[-1]) if self.method.targets == "dense-stream" else None
+        if self._is_joint(group):
+            tokens = sum(part.ids.numel() for part in self.stream.parts)
+            return group[0], (self.method.feed_forward(self._roles(group), tokens), residual)
+        first = self.linears[self.prefix + group[0]]
+        needs = self.method.all_needs
+        return group[0], (Statistics(first.in_features, first.weight.device, needs=needs, every=self.every), residual)
+
+    def _is_joint(self, group: tuple[str, ...]) -> bool:
+        return self.method.joint and group == self.family.ffn
+
+    def _roles(self, group: tuple[str, ...]) -> dict[str, nn.Linear]:
+        roles = ("gate", "up", "down")[-len(group):]
+        return {role: self.linears[self.prefix + name] for role, name in zip(roles, group, strict=True)}
+
+    def _prune_group(self, group: tuple[str, ...], sink: Sink) -> None:
+        names = [self.prefix + name for name in group]
+        if not self._is_joint(group):
+            for name in names:
+                self._prune_matrix(name, sink)
+            return
+        started = time.perf_counter()
+        with self.clock("solve"):
+            shares = dict(zip(self._roles(group), map(self.shares.get, names), strict=True))
+            fits, history = named(names[0], lambda: self.method.prune_ffn(sink, shares))
+        self.report.epochs += [{"layer": self.layer, **row} for row in history]
+        for name, fit in zip(names, map(fits.get, self._roles(group)), strict=True):
+            self._write(name, fit, (time.perf_counter() - started) / len(names))
+
+    def _prune_matrix(self, name: str, stats: Statistics) -> None:
         linear, started = self.linears[name], time.perf_counter()
-        dense = linear.weight.detach().float()                               # [r, c]
-        try:
-            with self.clock("solve"):
-                solution = self.method.solve(dense, stats, self.shares[name])
-        except SparselabError as error:
-            raise SparselabError(f"{name}: {error}") from error
+        with self.clock("solve"):
+            target, solution = named(name, lambda: self.method.prune_matrix(linear.weight.detach().float(), stats,
+                                                                            self.shares[name]))
         seconds = time.perf_counter() - started
         with self.clock("error"):
-            new = solution.weight.to(linear.weight.dtype)
-            before, after = _errors(stats, dense, solution, new.float())
-        linear.weight.copy_(new)
-        tokens = stats.tokens if stats.gram is not None else sum(map(len, stats.samples))
-        return MatrixRow(name, layer, kind, tuple(dense.shape), (new == 0).float().mean(dtype=torch.float64).item(),
-                         before, after, tokens, solution.damp, solution.tries, seconds, peak_bytes(self.clock.device))
+            self._write(name, Fit.of(target, solution, stats, linear.weight.dtype), seconds)
+
+    def _write(self, name: str, fit: Fit, seconds: float) -> None:
+        """Put the new weight into the model and a row into the report."""
+        weight, solution = self.linears[name].weight, fit.solution
+        weight.copy_(solution.weight.to(weight.dtype))
+        self.report.rows.append(MatrixRow(
+            name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape),
+            (weight == 0).float().mean(dtype=torch.float64).item(), fit.before, fit.after, fit.tokens, solution.damp,
+            solution.tries, seconds, peak_bytes(self.clock.device)))
 
 
-def _errors(stats: Statistics, dense: Tensor, solution: Solution, new: Tensor) -> tuple[float, float]:
-    """Relative output error with the mask alone on the dense weights, and with the weights that the method left."""
-    masked = dense * solution.mask
-    before = stats.relative_error(dense, masked)
-    return before, before if torch.equal(masked, new) else stats.relative_error(dense, new)
+def named(name: str, work: Callable[[], Any]) -> Any:
+    """The result of work; its errors say which matrix they belong to."""
+    try:
+        return work()
+    except SparselabError as error:
+        raise SparselabError(f"{name}: {error}") from error
 
 
 class _Clock:

@@ -26,20 +26,24 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 @dataclass(frozen=True)
 class Family:
     """Where a family of models keeps its linears: the path of its blocks, and the linears of a block in groups that
-    receive the same input, in the order in which they run. `ffn` names those of the feed-forward network."""
+    receive the same input, in the order in which they run. `ffn` names those of the feed-forward network. `residual`
+    names, for the linears that write to the residual stream, the module that receives it as it is before ('' the block)."""
 
     name: str
     blocks: str
     groups: tuple[tuple[str, ...], ...]
     ffn: tuple[str, ...]
+    residual: dict[str, str]
 
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 FAMILIES = (
-    Family("OPT", "model.decoder.layers", (_ATTENTION, ("self_attn.out_proj",), ("fc1",), ("fc2",)), ("fc1", "fc2")),
+    Family("OPT", "model.decoder.layers", (_ATTENTION, ("self_attn.out_proj",), ("fc1",), ("fc2",)), ("fc1", "fc2"),
+           {"self_attn.out_proj": "", "fc2": "final_layer_norm"}),
     Family("LLaMA", "model.layers",
            (_ATTENTION, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)),
-           ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
+           ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+           {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}),
 )
 
 

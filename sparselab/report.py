@@ -19,8 +19,9 @@ REPORT_FILE = "sparselab-report.json"
 
 @dataclass
 class MatrixRow:
-    """One pruned matrix. Errors are ||W X - W' X|| / ||W X|| over `error_tokens` calibration tokens: `error_before`
-    with the mask alone on the dense weights, `error_after` with the weights that the method left."""
+    """One pruned matrix. Errors are ||T X - W' X|| / ||T X|| over `error_tokens` calibration tokens, where T is the dense
+    weight or what `targets` made of it: `error_before` with the mask alone on T, `error_after` with the weights that the
+    method left."""
 
     name: str
     layer: int
@@ -44,6 +45,7 @@ class Report:
     rows: list[MatrixRow] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)      # by phase; "total" is the whole call
     peak_bytes: int = 0
+    epochs: list[dict] = field(default_factory=list)             # SparseLLM: error and penalty terms per block and epoch
 
     @property
     def sparsity(self) -> float:

@@ -1,11 +1,17 @@
 """What a method may know about the inputs of a layer: their second moments, gathered in one pass."""
+from collections.abc import Callable, Collection, Hashable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .errors import SparselabError
 from .factor import add_gram, inverse_factor
 
-GRAM, NORMS = "gram", "norms"
+GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
+DAMP = 0.01                 # SparseGPT's damping
+NOISE = 0.5                 # damping per input and token, where it is more
 
 
 class Statistics:
@@ -13,33 +19,85 @@ class Statistics:
 
     `gram` [c, c] is the raw sum X X^T in float32, only where a method asked for it; `square` [c] is its diagonal;
     `sample` [k, c] keeps some tokens, so that methods without a Gram matrix can still report an output error.
+    `sums` and `between` [c] give means and variances (DSnoT); `cross` [c, c] is X_d X^T, where X_d are the inputs at
+    the same place in the dense model; `drift` [r, c] is D X^T, where D [r, N] is what the residual stream lacks.
     """
 
-    def __init__(self, width: int, device: torch.device, *, needs: tuple[str, ...] = (GRAM,), every: int = 1):
-        self.tokens, self.every = 0, every
-        self.square = torch.zeros(width, device=device) if NORMS in needs else None
-        self.gram = torch.zeros(width, width, device=device) if GRAM in needs else None
+    def __init__(self, width: int, device: torch.device, *, needs: Collection[str] = (GRAM,), every: int = 1):
+        self.tokens, self.sequences, self.every = 0, 0, every
+        vector, matrix = partial(torch.zeros, width, device=device), partial(torch.zeros, width, width, device=device)
+        self.square = vector() if NORMS in needs or MOMENTS in needs else None
+        self.sums, self.between = (vector(), vector()) if MOMENTS in needs else (None, None)
+        self.gram = matrix() if GRAM in needs else None
+        self.cross = matrix() if CROSS in needs else None
+        self.drift: Tensor | None = None
         self.samples: list[Tensor] = []
-        self._factors: dict[float, tuple[Tensor, float, int]] = {}
+        self._cache: dict = {}
 
     @classmethod
-    def of(cls, x: Tensor, **options) -> "Statistics":
-        """Of inputs at hand, x [..., c]."""
+    def of(cls, x: Tensor, dense: Tensor | None = None, **options) -> "Statistics":
+        """Of inputs at hand, x [..., c], and those of the dense model, `dense` [..., c]."""
         stats = cls(x.shape[-1], x.device, **options)
-        stats.add(x)
+        stats.add(x, dense)
         return stats
 
-    def add(self, x: Tensor) -> None:
-        """Add tokens, x [..., c]."""
+    def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
+        """Add tokens, x [..., seqlen, c], a sequence is what the second last dimension holds; `dense` [..., seqlen, c]
+        the same place in the dense model; `drift` [..., seqlen, r] its residual stream less the present one."""
+        if self.sums is not None:
+            self._add_moments(x.detach().float())
         x = x.detach().reshape(-1, x.shape[-1])                              # [tokens, c]
         if self.gram is not None:
             add_gram(self.gram, x.float())
         else:
             self.samples.append(x[-self.tokens % self.every::self.every].clone())   # every k-th token; a view holds all
+        if self.cross is not None:
+            self.cross.addmm_(dense.detach().reshape(x.shape).float().T, x.float())
+        if drift is not None:
+            lack = drift.reshape(len(x), -1).T @ x.float()                   # [r, c]
+            self.drift = lack if self.drift is None else self.drift.add_(lack)
         if self.square is not None:
             for part in x.split(1024):                                       # small enough to stay in a CPU's cache
                 self.square += part.float().square().sum(dim=0)
         self.tokens += len(x)
+
+    def _add_moments(self, x: Tensor) -> None:
+        sums = x.sum(-2).reshape(-1, x.shape[-1])                            # [sequences, c]
+        self.sums += sums.sum(0)
+        self.between += sums.square().sum(0) / x.shape[-2]
+        self.sequences += len(sums)
+
+    def outputs(self, weight: Tensor) -> Tensor:
+        """T X^T for what a linear should give, T = W X_d and what its residual stream lacks; weight, result [r, c]."""
+        outputs = weight @ self.cross
+        return outputs if self.drift is None else outputs.add_(self.drift)
+
+    @property
+    def mean(self) -> Tensor:
+        """Token sum of every input per sequence, averaged over the sequences, [c]: the unit of DSnoT's threshold."""
+        return self.sums / self.sequences
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance within the sequences [c], exactly 0 where it is no more than rounding."""
+        variance = (self.square - self.between) / self.tokens
+        return variance * (variance > 1e-6 * self.square / self.tokens)
+
+    @property
+    def damping(self) -> float:
+        """For regressions and refits, as a share of the Hessian's mean diagonal: grows with the inputs per token, since
+        weights fitted to few tokens fit their noise (bench/ablation.csv)."""
+        return max(DAMP, NOISE * self.gram.shape[0] / self.tokens)
+
+    def hessian(self, damp: float | None = None) -> Tensor:
+        """H = X X^T / N + damp * mean diagonal * I, float32 [c, c]; always-zero inputs get the mean, as `inverse_factor`
+        does, so that H is positive definite. damp: None = `damping`."""
+        damp = self.damping if damp is None else damp
+        hessian = self.gram / self.tokens
+        live = self.gram.diagonal() > 0
+        mean = hessian.diagonal()[live].mean() if live.any() else torch.ones((), device=hessian.device)
+        hessian.diagonal().add_(damp * mean + mean * ~live)
+        return hessian
 
     def finish(self, name: str) -> "Statistics":
         """Mirror the Gram matrix' lower half, and refuse what is not finite, naming the module."""
@@ -74,9 +132,13 @@ class Statistics:
         they stay out of everybody's way. A failed factorisation is tried again with ten times the damping, and told.
         Kept for the next matrix with the same inputs, and for the next sparsity.
         """
-        if damp not in self._factors:
-            self._factors[damp] = inverse_factor(self.gram / self.tokens, damp, tries)
-        return self._factors[damp]
+        return self.cached(damp, lambda: inverse_factor(self.gram / self.tokens, damp, tries))
+
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave the first time, kept for the other matrices with the same inputs."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     @property
     def dead(self) -> Tensor:

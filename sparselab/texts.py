@@ -1,6 +1,7 @@
 """Texts as the papers read them: calibration windows and evaluation tokens. None of them is shipped."""
 import hashlib
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -122,7 +123,8 @@ def _stream(corpus: "str | Path", use: str) -> str:
         if not path.is_file():
             raise SparselabError(f"unknown text {str(corpus)!r}.{nearest(str(corpus), CORPORA)} "
                                  "The path of a text file serves too.")
-        return path.read_text(encoding="utf8")
+        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf8") as file:
+            return file.read()
     joiner = CORPORA[corpus].evaluation_joiner if use == "evaluation" else " "
     return joiner.join(_rows(corpus, use))
 

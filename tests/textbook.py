@@ -79,3 +79,71 @@ def relative_error(w, new, x):
     """||W X - W' X|| / ||W X||, in float64."""
     x = x.double()
     return ((x @ (w - new).double().T).norm() / (x @ w.double().T).norm()).item()
+
+
+def sparsellm_opt(w1, b1, w2, b2, x, sparsity, n=0, m=0, epochs=4, penalty=0.1):
+    """A.5.2 line by line in the inputs' precision: x [tokens, d] -> new W1, W2, pruned by `sparsegpt` in every epoch."""
+    y = torch.relu(x @ w1.T + b1) @ w2.T + b2
+    z = x @ w1.T + b1
+    p, inverse = torch.relu(z), torch.linalg.pinv(x)
+    for epoch in range(epochs):
+        if epoch:
+            w1 = (inverse @ (z - b1)).T
+            for _ in range(10):
+                w2 = w2 - 0.01 * 2 / y.numel() * (p @ w2.T + b2 - y).T @ p
+        w1, w2 = sparsegpt(w1, x, sparsity, n, m), sparsegpt(w2, p, sparsity, n, m)
+        normal = penalty * w2.T @ w2 + penalty * torch.eye(len(w1), dtype=x.dtype)
+        p = torch.linalg.solve(normal, penalty * w2.T @ (y - b2).T + penalty * torch.relu(z).T).T
+        mean = x @ w1.T + b1
+        up, low = ((p + mean) / 2).clamp(min=0), mean.clamp(max=0)
+        cost_up, cost_low = (p - up)**2 + (up - mean)**2, p**2 + (low - mean)**2
+        z = torch.where(cost_up <= cost_low, up, low)
+    return w1, w2
+
+
+def sparsellm_llama(up, gate, down, x, sparsity, n=0, m=0, epochs=4, penalty=5.0):
+    """A.5.3 line by line: x [tokens, d] -> new W_up, W_gate, W_down."""
+    silu = torch.nn.functional.silu
+    z, s, inverse = x @ up.T, x @ gate.T, torch.linalg.pinv(x)
+    p = silu(s) * z
+    y = p @ down.T
+    for epoch in range(epochs):
+        if epoch:
+            up, gate, down = (inverse @ z).T, (inverse @ s).T, (torch.linalg.pinv(p) @ y).T
+        up, gate = sparsegpt(up, x, sparsity, n, m), sparsegpt(gate, x, sparsity, n, m)
+        down = sparsegpt(down, p, sparsity, n, m)
+        normal = down.T @ down + torch.eye(len(up), dtype=x.dtype)
+        p = torch.linalg.solve(normal, down.T @ y.T + (silu(s) * z).T).T
+        z = (x @ up.T + silu(s) * p) / (silu(s)**2 + 1)
+        for _ in range(2):
+            slope = torch.sigmoid(s) * (1 + s * (1 - torch.sigmoid(s)))
+            s = s - 0.01 * 2 * penalty * ((s - x @ gate.T) - (p - silu(s) * z) * z * slope)
+    return up, gate, down
+
+
+def dsnot(w, x, sparsity, n=0, m=0, cycles=50, threshold=0.1):
+    """A.7 line by line, one row and one cycle at a time: w [r, c], x [sequences, tokens, c] -> pruned bool [r, c]."""
+    mean = x.sum(1).mean(0)
+    variance = x.var(1, unbiased=False).mean(0)
+    scores = w.abs() * x.flatten(0, 1).square().mean(0).sqrt()
+    pruned = wanda_mask(w, x.flatten(0, 1), sparsity, n, m)
+    for row, effect, score in zip(pruned, w * mean, scores, strict=True):
+        error = effect[row].sum()
+        key = torch.where(row, effect / variance, 0).nan_to_num()           # published: 0/0 of dead inputs sorts first
+        grow = key.argsort(descending=bool(error > 0)).tolist()
+        kept = [j for j in score.argsort().tolist() if not row[j]]
+        shrink = [j for j in kept if (effect[j] < 0) == bool(error > 0)]
+        used = set()
+        for k in range(min(cycles, len(grow))):
+            g = grow[k]
+            if m:
+                group = [j for j in kept if j // m == g // m and j not in used]
+            p = (group[0] if group else None) if m else (shrink[k] if k < len(shrink) else None)
+            if p is None or not row[g] or abs(error) <= threshold:
+                break
+            new = error + effect[p] - effect[g]
+            if new.sign() != error.sign():
+                break
+            row[g], row[p], error = False, True, new
+            used |= {g, p}
+    return pruned

@@ -1,11 +1,16 @@
 """The pruning methods, by name."""
 from ..errors import SparselabError, nearest
-from .base import Method, Solution
+from .admm import ADMM
+from .base import DENSE_BLOCK, TARGETS, Fit, Method, Solution
+from .dsnot import DSnoT
 from .magnitude import Magnitude
 from .sparsegpt import SparseGPT
+from .sparsellm import SparseLLM
+from .swaps import Swaps
 from .wanda import Wanda
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Magnitude, Wanda, SparseGPT)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Magnitude, Wanda, SparseGPT, DSnoT, Swaps, ADMM, SparseLLM)}
 
 
 def find_method(method: "str | Method") -> Method:
@@ -18,4 +23,5 @@ def find_method(method: "str | Method") -> Method:
                          "such as sl.SparseGPT(damp=0.1).")
 
 
-__all__ = ["METHODS", "Magnitude", "Method", "Solution", "SparseGPT", "Wanda", "find_method"]
+__all__ = ["ADMM", "DENSE_BLOCK", "METHODS", "TARGETS", "DSnoT", "Fit", "Magnitude", "Method", "Solution", "SparseGPT",
+           "SparseLLM", "Swaps", "Wanda", "find_method"]

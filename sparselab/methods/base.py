@@ -1,10 +1,16 @@
 """What every pruning method is: hyper-parameters in, `solve` for one matrix."""
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 
+import torch
 from torch import Tensor
 
+from ..errors import SparselabError
 from ..patterns import Pattern
-from ..statistics import Statistics
+from ..refit import refit
+from ..statistics import CROSS, GRAM, Statistics
+
+DENSE_BLOCK = "dense-block"
+TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
 
 
 @dataclass
@@ -15,17 +21,58 @@ class Solution:
     mask: Tensor
     damp: float | None = None       # damping used, as a fraction of the Hessian's mean diagonal
     tries: int = 0                  # factorisations until one succeeded
+    refitted: bool = False          # the weights are the best under the mask already
+
+
+@dataclass
+class Fit:
+    """A solution and how well it does on the calibration inputs: ||T X - W' X|| / ||T X|| for the target T with the mask
+    alone (`before`) and with the solution's weights (`after`), over so many tokens."""
+
+    solution: Solution
+    before: float
+    after: float
+    tokens: int
+
+    @classmethod
+    def of(cls, target: Tensor, solution: Solution, stats: Statistics, dtype: torch.dtype = torch.float32) -> "Fit":
+        """Measured with the weights rounded to the model's dtype."""
+        new, masked = solution.weight.to(dtype).float(), target * solution.mask
+        before = stats.relative_error(target, masked)
+        after = before if torch.equal(masked, new) else stats.relative_error(target, new)
+        return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
+
+
+def switch(default):
+    """A hyper-parameter that every method has; given by its name only."""
+    return field(default=default, kw_only=True, metadata={"switch": default})
 
 
 @dataclass(frozen=True)
 class Method:
     """Hyper-parameters of a method; `solve` prunes one matrix from the statistics of its inputs.
 
-    A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it to METHODS.
+    A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it to METHODS. Three
+    switches belong to all of them. `refit`: after the mask is chosen, the kept weights become the exact minimiser of
+    the output error. `in_order`: the linears of a block are pruned in the order in which they run, each on the inputs
+    that the pruned ones before it leave. `targets="dense-model"` (implies in order): the linear aims at what it gives in
+    the dense model, W X_d, not at W X on the inputs that it has now; with "dense-stream" the linears that write to the
+    residual stream (out_proj and fc2, o_proj and down_proj) aim half way at the dense model's stream after them, and so
+    make up for part of what the stream lacks already.
     """
 
+    refit: bool = switch(False)
+    targets: str = switch(DENSE_BLOCK)
+    in_order: bool = switch(False)
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
+    joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
+
+    def __post_init__(self):
+        if self.targets not in TARGETS:
+            raise SparselabError(f"targets={self.targets!r}: the targets are 'dense-block' (the linear's own dense "
+                                 "outputs), 'dense-model' (those in the whole dense model) or 'dense-stream' (what the "
+                                 "dense model's residual stream is after it).")
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """Prune weight [r, c], float32, left untouched, given the statistics of its inputs [c, N]."""
@@ -35,11 +82,38 @@ class Method:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
         return dict.fromkeys(weights, pattern)
 
+    @property
+    def all_needs(self) -> set[str]:
+        """Statistics that the method needs with its switches."""
+        dense = {GRAM, CROSS} if self.targets != DENSE_BLOCK else set()
+        return {*self.needs, *dense, *({GRAM} if self.refit else ())}
+
+    def prune_matrix(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> tuple[Tensor, Solution]:
+        """What the matrix aims at [r, c], and the solution for it, with the switches applied."""
+        target = weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
+        solution = self.solve(target, stats, pattern)
+        if self.refit and not solution.refitted:
+            kept = refit(target, solution.weight, solution.mask, stats.hessian())
+            solution = replace(solution, weight=kept, refitted=True)
+        return target, solution
+
     def __str__(self) -> str:
-        settings = ", ".join(f"{key}={value}" for key, value in asdict(self).items())
-        return f"{self.name}({settings})"
+        switches = {f.name for f in fields(self) if f.metadata and getattr(self, f.name) == f.metadata["switch"]}
+        own = {key: value for key, value in asdict(self).items() if key not in switches}
+        ordered = sorted(own.items(), key=lambda item: item[0] in ("refit", "targets", "in_order"))
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in ordered)})"
 
 
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:
     """Zero the pruned weights and leave the others as they are."""
     return Solution(weight.masked_fill(pruned, 0), ~pruned)
+
+
+def regression(weight: Tensor, outputs: Tensor, stats: Statistics, damp: float | None = None) -> Tensor:
+    """The ridge regression of targets T on inputs X, drawn to `weight` [r, c]; outputs is T X^T [r, c], a raw sum.
+
+    W0 = (T X^T + lambda W)(X X^T + lambda I)^-1, written as a correction, so that it is W where T = W X. To approximate
+    T by W' X, with the same ridge, is to approximate W0 in the norm of X X^T + lambda I: pruning need not know.
+    """
+    factor, *_ = stats.inverse_factor(stats.damping if damp is None else damp)                                  # H^-1 = R^T R
+    return weight + ((outputs - weight @ stats.gram) / stats.tokens @ factor.T) @ factor

@@ -23,6 +23,7 @@ class Magnitude(Method):
     name = "magnitude"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.scope not in ("matrix", "global"):
             raise SparselabError(f"Magnitude(scope={self.scope!r}): scope is 'matrix' or 'global'.")
 

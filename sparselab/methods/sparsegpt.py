@@ -27,6 +27,7 @@ class SparseGPT(Method):
     needs = (GRAM,)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.block < 1 or self.damp < 0:
             raise SparselabError(f"SparseGPT(block={self.block}, damp={self.damp}): block >= 1 and damp >= 0.")
 

@@ -21,6 +21,7 @@ class Wanda(Method):
     needs = (NORMS,)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.per not in ("row", "matrix"):
             raise SparselabError(f"Wanda(per={self.per!r}): scores are compared per 'row' or per 'matrix'.")
 

@@ -1,0 +1,96 @@
+"""Many prunings of one model as a table: every row says all that is needed to make it again."""
+import datetime
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .engine import prune
+from .evaluate import Perplexity, perplexity
+from .methods import Method, SparseLLM, find_method
+from .models import family_of, linears_of, load
+from .patterns import Pattern
+from .texts import calibration, tokens
+
+METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "swaps", "admm",
+           "sparsellm:published", "sparsellm")
+PATTERNS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "3:4")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all rows share: the model, the calibration, and the evaluation texts with their first so many windows."""
+
+    model: str = "opt-mini"
+    corpus: str = "demo"
+    samples: int = 64
+    seqlen: int = 256
+    texts: tuple[str, ...] = ("demo",)
+    windows: int = 64
+
+    def run(self, file: Path, methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int] = (0,), *,
+            progress: bool = True) -> pd.DataFrame:
+        """Add what is missing to a CSV file and return it. A row is there when its pruning is done: a broken run goes on
+        where it stopped."""
+        model, tokenizer = load(self.model)
+        texts = {Path(text).name: tokens(tokenizer, text)[:self.windows * self.seqlen] for text in self.texts}
+        dense_weights = {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
+        dense = {text: perplexity(model, ids, seqlen=self.seqlen, progress=False) for text, ids in texts.items()}
+        jobs = [job for job in product(seeds, patterns, methods) if not self._done(file, job)]
+        drawn = {}
+        for seed, pattern, name in tqdm(jobs, desc=f"sweep {self.model}", unit="run", disable=not progress):
+            if seed not in drawn:                                            # all runs of a seed share one calibration
+                drawn[seed] = calibration(tokenizer, self.corpus, samples=self.samples, seqlen=self.seqlen, seed=seed)
+            for key, linear in linears_of(model).items():
+                linear.weight.data.copy_(dense_weights[key])
+            method = named_method(name, family_of(model).name)
+            report = prune(model, drawn[seed], method=method, sparsity=Pattern.parse(pattern), progress=False)
+            rows = [self._row(seed, pattern, name, report, text, dense[text],
+                              perplexity(model, ids, seqlen=self.seqlen, progress=False)) for text, ids in texts.items()]
+            pd.DataFrame(rows).to_csv(file, mode="a", header=not file.exists(), index=False)
+        return pd.read_csv(file, dtype={"pattern": str})
+
+    def _done(self, file: Path, job: tuple[int, str, str]) -> bool:
+        if not file.exists():
+            return False
+        seed, pattern, name = job
+        mine = {"seed": str(seed), "pattern": pattern, "method": name, **self._settings()}
+        table = pd.read_csv(file, dtype=str)
+        rows = table[(table[list(mine)] == pd.Series(mine)).all(axis=1)]
+        return {Path(text).name for text in self.texts} <= {*rows.text}
+
+    def _settings(self) -> dict[str, str]:
+        return {"model": self.model, "calibration": Path(self.corpus).name, "samples": str(self.samples),
+                "seqlen": str(self.seqlen)}
+
+    def _row(self, seed: int, pattern: str, name: str, report, text: str, dense: Perplexity, ppl: Perplexity) -> dict:
+        excess, stderr = ppl.ratio(dense)
+        return {**self._settings(), "seed": seed, "text": text, "windows": ppl.windows, "method": name, "pattern": pattern,
+                "sparsity": round(report.sparsity, 6), "dense": round(float(dense), 4), "perplexity": round(float(ppl), 4),
+                "stderr": round(ppl.stderr, 4), "excess": round(excess, 6), "excess_stderr": round(stderr, 6),
+                "output_error": round(report.error, 6), "seconds": round(report.seconds["total"], 2),
+                "peak_mib": report.peak_bytes // 2**20, "settings": report.settings["method"],
+                "dtype": report.settings["dtype"], "device": report.settings["device"], "machine": platform.machine(),
+                "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(),
+                **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
+
+
+def named_method(name: str, family: str) -> Method:
+    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare name its defaults."""
+    method, _, variant = name.partition(":")
+    if (method, variant) == ("sparsellm", "published"):
+        return SparseLLM.published(family)
+    return type(find_method(method))(initial=variant) if variant else find_method(method)
+
+
+def claims(table: pd.DataFrame, base: str = "sparsegpt") -> pd.DataFrame:
+    """Excess log-perplexity over dense as a share of the base method's, by model, text and pattern; mean over seeds."""
+    keys = ["model", "text", "pattern"]
+    excess = table.groupby([*keys, "method"], sort=False).excess.mean().unstack("method")
+    return excess.div(excess[base], axis=0)
+
