@@ -15,7 +15,7 @@ import sparselab as sl
 from sparselab.demo import restore
 from sparselab.engine import Stream
 
-GOALS = {"magnitude": None, "wanda": 1.2, "sparsegpt": 2.0}
+GOALS = {"magnitude": None, "wanda": 1.2, "sparsegpt": 2.0, "dsnot": None, "swaps": None, "admm": None, "sparsellm": 5.0}
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def two_passes(model, windows) -> float:
     blocks = sl.blocks_of(model)
     for block in blocks:
         for part in stream.parts:
-            part.through(block)
+            part.through(block, part.hidden)
         if block is not blocks[-1]:
             stream.replay(block)
     return time.perf_counter() - started
@@ -39,22 +39,24 @@ def main() -> None:
     parser.add_argument("--sparsity", default="0.7")
     parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many runs counts, for both sides")
     parser.add_argument("--json", help="write the rows to this file too")
+    parser.add_argument("--methods", default=",".join(GOALS), help="comma-separated")
     args = parser.parse_args()
+    goals = {name: GOALS[name] for name in args.methods.split(",")}
     model, tokenizer = sl.load(args.model)
     windows = sl.calibration(tokenizer, "demo", samples=args.samples, seqlen=args.seqlen)
     dense = {name: linear.weight.detach().clone() for name, linear in sl.linears_of(model).items()}
-    base, reports = [], {name: [] for name in GOALS}
+    base, reports = [], {name: [] for name in goals}
     for _ in range(args.repeat):                                             # interleaved: a slow minute hits all alike
         restore(model, dense)
         base.append(two_passes(model, windows))
-        for name in GOALS:
+        for name in goals:
             restore(model, dense)
             reports[name].append(sl.prune(model, windows, method=name, sparsity=args.sparsity, progress=False))
     device = next(model.parameters()).device
     print(f"{args.model}, {args.samples} x {args.seqlen} calibration tokens, sparsity {args.sparsity}, {device}, "
           f"{torch.get_num_threads()} threads; two forward passes: {min(base):.2f} s")
     rows = []
-    for name, goal in GOALS.items():
+    for name, goal in goals.items():
         best = min(reports[name], key=lambda report: report.seconds["total"])
         ratio = best.seconds["total"] / min(base)
         rows.append({"method": name, "ratio": ratio, "goal": goal, **best.seconds})

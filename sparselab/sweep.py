@@ -1,8 +1,9 @@
 """Many prunings of one model as a table: every row says all that is needed to make it again."""
+import ast
 import datetime
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .engine import prune
+from .errors import SparselabError
 from .evaluate import Perplexity, perplexity
 from .methods import Method, SparseLLM, find_method
 from .models import family_of, linears_of, load
@@ -81,11 +83,27 @@ class Sweep:
 
 
 def named_method(name: str, family: str) -> Method:
-    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare name its defaults."""
+    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare name its defaults, and
+    'wanda:refit=True;targets=dense-model' sets hyper-parameters."""
     method, _, variant = name.partition(":")
     if (method, variant) == ("sparsellm", "published"):
         return SparseLLM.published(family)
-    return type(find_method(method))(initial=variant) if variant else find_method(method)
+    if not variant:
+        return find_method(method)
+    pairs = [pair.partition("=") for pair in variant.split(";")] if "=" in variant else [("initial", "=", variant)]
+    settings = {key: _value(text) for key, _, text in pairs}
+    known = {field.name for field in fields(find_method(method))}
+    if not known >= {*settings}:
+        raise SparselabError(f"{name!r}: {method} has no {', '.join({*settings} - known)}; it has "
+                             f"{', '.join(sorted(known))}.")
+    return replace(find_method(method), **settings)
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def claims(table: pd.DataFrame, base: str = "sparsegpt") -> pd.DataFrame:

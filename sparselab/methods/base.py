@@ -115,5 +115,6 @@ def regression(weight: Tensor, outputs: Tensor, stats: Statistics, damp: float |
     W0 = (T X^T + lambda W)(X X^T + lambda I)^-1, written as a correction, so that it is W where T = W X. To approximate
     T by W' X, with the same ridge, is to approximate W0 in the norm of X X^T + lambda I: pruning need not know.
     """
-    factor, *_ = stats.inverse_factor(stats.damping if damp is None else damp)                                  # H^-1 = R^T R
+    damp = stats.damping if damp is None else damp
+    factor, *_ = stats.inverse_factor(damp)                                  # H^-1 = R^T R
     return weight + ((outputs - weight @ stats.gram) / stats.tokens @ factor.T) @ factor

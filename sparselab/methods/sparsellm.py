@@ -28,8 +28,9 @@ class SparseLLM(Method):
     gamma do not matter.
 
     `epochs`: times that the matrices are solved for, the first from the start values, the dense model's own z, p and s;
-    1 by default, because more lower the block's error on the calibration tokens and not the perplexity. `initial`: the method that prunes a
-    matrix, 'sparsegpt', 'wanda' or 'magnitude'. `improve`: its mask and weights are improved by ADMM, kept where better.
+    1 by default, because more lower the block's error on the calibration tokens and not the perplexity. `initial`: the
+    method that prunes a matrix, 'sparsegpt', 'wanda' or 'magnitude'. `improve`: its mask and weights are improved by
+    ADMM, kept where better.
     `realised`: W2 is fitted to what the pruned W1 gives, not to the auxiliary p. `keep_best`: the epoch with the lowest
     true error |Y - FFN(X)| is kept, the start included, and the loop ends when an epoch gains less than `tolerance` of
     it. `down`: W2 by 'regression', or by ten gradient steps ('descent') as published for OPT. `ridge`: damping of the

@@ -1,0 +1,34 @@
+"""The table of a sweep: complete rows, resumed where it stopped."""
+import pandas as pd
+import pytest
+
+import sparselab as sl
+from sparselab.sweep import METHODS, Sweep, claims, named_method
+
+SMALL = Sweep("opt-mini", samples=2, seqlen=32, windows=2)
+
+
+def test_names_of_methods():
+    assert str(named_method("dsnot:sparsegpt", "OPT")) == str(sl.DSnoT("sparsegpt"))
+    assert named_method("sparsellm:published", "LLaMA") == sl.SparseLLM.published("LLaMA")
+    assert named_method("wanda:refit=True;targets=dense-model", "OPT") == sl.Wanda(refit=True, targets="dense-model")
+    assert all(named_method(name, "OPT") for name in METHODS)
+    with pytest.raises(sl.SparselabError, match="has no refitted"):
+        named_method("wanda:refitted=True", "OPT")
+
+
+def test_a_sweep_is_resumed_and_its_rows_are_complete(tmp_path):
+    file = tmp_path / "sweep.csv"
+    first = SMALL.run(file, ["sparsegpt"], ["0.5"], progress=False)
+    assert len(first) == 1
+    both = SMALL.run(file, ["sparsegpt", "wanda"], ["0.5"], progress=False)
+    assert list(both.method) == ["sparsegpt", "wanda"] and both.seconds[0] == first.seconds[0]
+    assert not both.isna().any().any() and list(both.pattern) == ["0.5", "0.5"]
+    assert claims(both)["sparsegpt"].tolist() == [1.0]
+    row = both.iloc[0]
+    assert (row.model, row.calibration, row.samples, row.seqlen, row.text, row.windows) == ("opt-mini", "demo", 2, 32,
+                                                                                         "demo", 2)
+    more = Sweep("opt-mini", samples=2, seqlen=32, windows=2, texts=("demo", "demo")).run(file, ["wanda"], ["0.5"],
+                                                                                       progress=False)
+    assert len(more) == 2                                        # nothing is run twice
+    assert pd.read_csv(file).sparsity.between(0.49, 0.51).all()
