@@ -9,9 +9,10 @@ from torch import Tensor
 
 # Okabe-Ito colours with a marker and a line each: told apart by colour-blind readers and in grey.
 STYLES = {"dense": ("#000000", "", ":"), "magnitude": ("#D55E00", "s", "--"), "wanda": ("#009E73", "^", "-."),
-          "sparsegpt": ("#0072B2", "o", "-"), "dsnot": ("#CC79A7", "D", "--"), "sparsellm": ("#E69F00", "v", "-")}
-LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "dsnot": "DSnoT",
-          "sparsellm": "SparseLLM", "dense": "dense"}
+          "sparsegpt": ("#0072B2", "o", "-"), "dsnot": ("#CC79A7", "D", "--"), "swaps": ("#56B4E9", "P", ":"),
+          "admm": ("#666666", "X", "-."), "sparsellm": ("#E69F00", "v", "-"), "global": ("#000000", "*", "--")}
+LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "dsnot": "DSnoT", "swaps": "exact swaps",
+          "admm": "ADMM", "sparsellm": "SparseLLM", "dense": "dense", "global": "global"}
 RC = {"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
       "grid.alpha": 0.25, "image.cmap": "cividis", "legend.frameon": False, "figure.constrained_layout.use": True}
 
@@ -68,3 +69,49 @@ def draw_mask(axis: Axes, mask: Tensor, title: str, corner: int = 32) -> None:
 def agreement(a: Tensor, b: Tensor) -> float:
     """Share of the weights on which two masks agree."""
     return (a == b).float().mean(dtype=torch.float64).item()
+
+
+def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None = None, highlight: Tensor | None = None,
+            digits: int = 1) -> None:
+    """A small matrix with its numbers in the cells: colour by absolute value, pruned cells (mask False) struck out and
+    white, highlighted ones framed."""
+    matrix = matrix.detach().cpu().float()
+    shown = matrix.abs() if mask is None else matrix.abs() * mask
+    top = shown.max().item() or 1.0
+    axis.imshow(shown, vmin=0, vmax=top, cmap="Blues", interpolation="nearest", alpha=0.75)
+    for (row, column), value in _cells(matrix):
+        kept = mask is None or bool(mask[row, column])
+        axis.text(column, row, f"{value:.{digits}f}" if kept else "×", ha="center", va="center", fontsize=9,
+                  color="#999999" if not kept else "white" if shown[row, column] > 0.75 * top else "black")
+        if highlight is not None and bool(highlight[row, column]):
+            axis.add_patch(plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2))
+    axis.set(title=title, xticks=[], yticks=[])
+    axis.grid(False)
+
+
+def _cells(matrix: Tensor):
+    return (((row, column), value) for row, values in enumerate(matrix.tolist()) for column, value in enumerate(values))
+
+
+def lines(axis: Axes, series: dict[str, list[float]], *, x: list | None = None, xlabel: str = "", ylabel: str = "",
+          log: bool = False) -> None:
+    """One line a method, in the methods' styles: errors by block, losses by epoch. Unknown names take grey styles."""
+    for place, (name, values) in enumerate(series.items()):
+        colour, marker, line = STYLES.get(name, (f"{0.2 + 0.15 * place:.2f}", "o^sDv"[place % 5], "-"))
+        axis.plot(range(len(values)) if x is None else x, values, color=colour, marker=marker, linestyle=line, markersize=5,
+                  label=LABELS.get(name, name))
+    axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    axis.legend(fontsize=9)
+
+
+def histogram(axis: Axes, weights: dict[str, Tensor], *, bins: int = 81, title: str = "") -> None:
+    """Weight distributions as outlines on one scale, zeros left out; the first entry, filled, is the one to compare with."""
+    top = max(weight.abs().max().item() for weight in weights.values())
+    for place, (name, weight) in enumerate(weights.items()):
+        values = weight[weight != 0].flatten().detach().cpu().float().numpy()
+        colour, _, line = STYLES.get(name, ("#666666", "", "-"))
+        axis.hist(values, bins=bins, range=(-top, top), histtype="stepfilled" if place == 0 else "step", linewidth=1.5,
+                  color="#cccccc" if place == 0 else colour, linestyle="-" if place == 0 else line,
+                  label=LABELS.get(name, name))
+    axis.set(xlabel="weight", ylabel="count", title=title, yscale="log")
+    axis.legend(fontsize=9)

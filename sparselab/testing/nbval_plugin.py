@@ -11,7 +11,8 @@ It changes five things, only while notebooks are collected and run:
 - A dead kernel fails its cell within seconds, where nbval waits for its whole cell timeout of 2000 s.
 - Outputs may arrive 60 s late, where nbval fixes 5 s: a busy machine is not a broken notebook.
 
-Kernels start offline and without tokenizer threads, so that a run needs no network and ends in the same numbers.
+Kernels start offline and without tokenizer threads, so that a run needs no network and ends in the same numbers, and
+with small multiples in place of sliders, which need a browser.
 
 All this reaches into nbval's classes, so nbval is pinned to 0.11.0; tests/test_nbval_plugin.py proves each point.
 """
@@ -29,9 +30,10 @@ import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
 
+from . import KERNEL_ENVIRONMENT
+
 RTOL = float(os.environ.get("SPARSELAB_NBVAL_RTOL", "5e-3"))
 OUTPUT_TIMEOUT = 60             # seconds
-KERNEL_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 NOT_COMPARED = ("stderr", "text/html", "image/svg+xml", "application/javascript",
                 "application/vnd.jupyter.widget-view+json")
 

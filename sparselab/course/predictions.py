@@ -1,0 +1,63 @@
+"""Predict before you run: a guess is recorded, shown against the result, and reviewed at the end."""
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass
+class Prediction:
+    """A question, the reader's guess and, once it is known, the result."""
+
+    question: str
+    unit: str = ""
+    guess: float | str | None = None
+    result: float | str | None = None
+
+    def verdict(self) -> str:
+        """The guess against the result, in words."""
+        result = f"the result is {_number(self.result)}{self.unit}"
+        if self.guess is None:
+            return f"no guess; {result}"
+        if isinstance(self.guess, str) or isinstance(self.result, str) or not self.result:
+            return f"your guess {_number(self.guess)}{self.unit}; {result}{' - right' * (self.guess == self.result)}"
+        return f"your guess {_number(self.guess)}{self.unit}; {result}; guess / result = {self.guess / self.result:.2f}"
+
+
+_predictions: dict[str, Prediction] = {}
+
+
+def predict(key: str, question: str, guess: float | str | None = None, unit: str = "") -> None:
+    """Record a guess, None for no guess yet. key: notebook and number, such as '01.2'; unit follows numbers: ' %'."""
+    _predictions[key] = Prediction(question, unit, guess)
+    mine = "none yet: write one in place of None" if guess is None else f"{_number(guess)}{unit}"
+    print(f"Prediction {key}: {question}\nYour guess: {mine}")
+
+
+def reveal(key: str, result: float | str, because: str = "") -> None:
+    """Show the result beside the guess. because: what makes it so, or the usual wrong intuition."""
+    prediction = _predictions.setdefault(key, Prediction("asked before this kernel started"))
+    prediction.result = result
+    print(f"Prediction {key}: {prediction.verdict()}.{' ' * bool(because)}{because}")
+    if prediction.guess is not None:
+        _record(key, prediction)
+
+
+def review() -> None:
+    """All predictions of this notebook, one a line."""
+    for key, prediction in _predictions.items():
+        print(f"{key} {prediction.question} {prediction.verdict() if prediction.result is not None else 'not revealed'}")
+
+
+def _record(key: str, prediction: Prediction) -> None:
+    """Into a file that stays when the kernel ends; a teacher can collect it."""
+    file = Path(os.environ.get("SPARSELAB_PREDICTIONS", Path.home() / ".cache" / "sparselab" / "predictions.json"))
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({**known, key: asdict(prediction)}, indent=1) + "\n")
+    part.replace(file)
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

@@ -1,0 +1,157 @@
+"""The course's parts: checks that name the mistake, predictions, sliders, the students' edition."""
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from conftest import tiny_opt
+from matplotlib.figure import Figure
+from nbformat import v4
+
+from sparselab import course, linears_of
+from sparselab.course.exercises import Exercise
+from sparselab.course.student import student_edition, write_student_edition
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = sorted(file.stem[1:] for file in (ROOT / "sparselab" / "course").glob("e[0-9][0-9].py"))
+BANK = {key: exercise for number in NUMBERS for key, exercise in course.exercises_of(number).items()}
+NOTEBOOKS = {file.stem[:2]: file for file in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+SOLUTION = re.compile(r"<summary>\s*Solution.*?</summary>(.*?)</details>", re.DOTALL | re.IGNORECASE)
+
+
+def each(names: str, values: list):
+    """Parametrize over rows whose first entry names them."""
+    return pytest.mark.parametrize(names, [pytest.param(*row, id=f"{row[0]}-{place}") for place, row in enumerate(values)])
+
+
+# Every exercise, against its bank of right and wrong answers.
+
+@each("key, answer", [(key, answer) for key, ex in BANK.items() for answer in (ex.reference, *ex.right)])
+def test_right_answers_pass(key, answer):
+    assert BANK[key].verdict(answer) == ("right", "")
+
+
+@each("key, mistake", [(key, mistake) for key, ex in BANK.items() for mistake in ex.wrong])
+def test_each_wrong_answer_hears_its_own_mistake(key, mistake):
+    verdict, sentence = BANK[key].verdict(BANK[key].wrong[mistake])
+    assert (verdict, sentence) == ("wrong", mistake)
+
+
+@pytest.mark.parametrize("key", BANK)
+def test_each_exercise_knows_wrong_answers_and_says_enough(key):
+    assert len(BANK[key].wrong) >= 2 and BANK[key].minutes > 0
+    assert BANK[key].kind in {"warm-up", "core", "find-the-bug", "stretch"}
+    assert all(len(mistake.split()) >= 5 for mistake in BANK[key].wrong)
+
+
+@pytest.mark.parametrize("number", [number for number in NUMBERS if number in NOTEBOOKS])
+def test_each_notebook_sets_its_exercises_and_its_folded_solutions_pass(number, capsys):
+    """The solutions that readers unfold are run, in a namespace of their own, by the notebook's own checks."""
+    text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS[number], as_version=4).cells)
+    exercises = course.exercises_of(number)
+    assert 3 <= len(exercises) <= 5
+    assert {*re.findall(r"""course\.check\(["'](\d\d\.\d)["']""", text)} == {*exercises}
+    solutions = [code for block in SOLUTION.findall(text) for code in re.findall(r"```python\n(.*?)```", block, re.DOTALL)]
+    assert len(solutions) == len(exercises)
+    for code in solutions:
+        exec(code, {"torch": torch, "course": course, "math": __import__("math")})
+    said = capsys.readouterr().out
+    assert all(f"Exercise {key} right" in said for key in exercises), said
+
+
+def test_every_numbered_notebook_from_01_has_exercises():
+    assert {number for number in NOTEBOOKS if "01" <= number <= "09"} <= {*NUMBERS}
+
+
+# The machinery.
+
+def score(weight, norms):
+    return weight.abs() * norms
+
+
+EXERCISE = Exercise(score, ((torch.tensor([[1.0, -2], [3, 4]]), torch.tensor([1.0, 2])),),
+                    {"the sign must not matter here: take abs()": lambda weight, norms: weight * norms})
+
+
+@pytest.mark.parametrize("answer, verdict, words", [
+    (score, "right", ""), (lambda weight, norms: None, "not attempted", "reference"),
+    (..., "not attempted", "reference"),
+    (lambda weight, norms: weight * norms, "wrong", "abs()"),
+    (lambda weight, norms: weight.abs_() * norms, "wrong", "in place"),
+    (lambda weight, norms: weight / 0, "wrong", "differs in 4 of 4"), (lambda weight, norms: norms, "wrong", "shape [2]"),
+    (lambda weight, norms: 3, "wrong", "type int"), (lambda weight: weight, "wrong", "TypeError")])
+def test_verdicts(answer, verdict, words):
+    found, sentence = EXERCISE.verdict(answer)
+    assert found == verdict and words in sentence
+
+
+def test_plain_answers():
+    exercise = Exercise(0.25, wrong={"that is the share that stays, not the share that goes": 0.75})
+    assert exercise.verdict(torch.tensor(0.25))[0] == "right" and exercise.verdict(None)[0] == "not attempted"
+    assert "stays" in exercise.verdict(0.75)[1] and exercise.verdict(0.5)[0] == "wrong"
+
+
+def test_predictions_are_recorded_and_compared(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSELAB_PREDICTIONS", str(tmp_path / "mine.json"))
+    course.predict("99.1", "perplexity?", 50.0)
+    course.reveal("99.1", 100.0, "Most guess too low.")
+    course.predict("99.2", "which method?")
+    course.reveal("99.2", "wanda")
+    course.review()
+    said = capsys.readouterr().out
+    assert "guess / result = 0.50" in said and "Most guess too low." in said and "no guess; the result is wanda" in said
+    assert list(json.loads((tmp_path / "mine.json").read_text())) == ["99.1"]
+
+
+def draw(figure, sparsity, method):
+    figure.subplots().bar([0, 1], [sparsity, 1 - sparsity])
+    return f"{method} at {sparsity}"
+
+
+def test_a_move_changes_picture_and_sentence():
+    box = course.explorer(draw, {"sparsity": 0.5, "method": "wanda"}, sparsity=(0.0, 0.9, 0.1), method=["wanda", "dsnot"])
+    slider, buttons, picture, sentence = box.children
+    before = picture.value
+    slider.value = 0.7
+    assert picture.value != before and sentence.value == "wanda at 0.7"
+    buttons.value = "dsnot"
+    assert sentence.value == "dsnot at 0.7"
+
+
+def test_without_a_front_end_the_frames_stand_side_by_side(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setenv("SPARSELAB_STATIC", "1")
+    monkeypatch.setattr("IPython.display.display", lambda figure, **_: shown.append(figure))
+    frames = [{"sparsity": 0.5, "method": "wanda"}, {"sparsity": 0.7, "method": "wanda"}]
+    course.explore(draw, frames, sparsity=(0.0, 0.9, 0.1))
+    assert isinstance(shown[0], Figure) and len(shown[0].subfigs) == 2
+    assert "wanda at 0.5; wanda at 0.7" in capsys.readouterr().out
+
+
+def test_inputs_of_a_matrix():
+    model = tiny_opt()
+    windows = torch.randint(5, 50, (3, 7))
+    linear = next(iter(linears_of(model, [0]).values()))
+    assert course.inputs_of(model, windows, linear).shape == (linear.in_features, 21)
+
+
+def test_student_edition_has_the_code_and_not_the_solutions(tmp_path):
+    folded = "<details><summary>{}</summary>x</details>\n"
+    markdown = f"## Exercise\n{folded.format('Hint')}{folded.format('Solution')}end"
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell(markdown), v4.new_code_cell("1 + 1", execution_count=1)])
+    copy = student_edition(notebook)
+    assert "Hint" in copy.cells[0].source and "Solution" not in copy.cells[0].source and copy.cells[0].source.endswith("end")
+    assert copy.cells[1].source == "1 + 1" and "Solution" in notebook.cells[0].source
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    assert write_student_edition(tmp_path / "a.ipynb", tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS.values(), ids=lambda file: file.stem)
+def test_student_editions(file):
+    notebook = nbformat.read(file, as_version=4)
+    copy = student_edition(notebook)
+    assert [cell.source for cell in copy.cells if cell.cell_type == "code"] == \
+           [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert not re.search(r"<summary>\s*(Solution|Answer)", "".join(cell.source for cell in copy.cells), re.IGNORECASE)
