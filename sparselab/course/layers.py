@@ -12,7 +12,7 @@ def dial(default: str, *, family: str | None = None) -> str:
     """The notebook's model: SPARSELAB_MODEL where it is set, else its default. family: 'opt' or 'llama', for a notebook
     that is about that family; a model of another is named, and the default is used instead."""
     name = os.environ.get("SPARSELAB_MODEL", default)
-    if family and name != default and (found := family_of(load(name)[0]).name) != family:
+    if family and name != default and (found := family_of(load(name)[0]).name.lower()) != family.lower():
         print(f"SPARSELAB_MODEL is of the {found} family, this notebook is about {family}: it stays with {default}.")
         return default
     return name
