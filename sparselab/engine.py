@@ -3,10 +3,11 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +18,13 @@ from transformers import Cache
 from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
-from .memory import OUT_OF_MEMORY, batch_size, halving, is_out_of_memory, peak_bytes
+from .memory import OUT_OF_MEMORY, Shelf, batch_size, halving, is_out_of_memory, peak_bytes
 from .methods import DENSE_BLOCK, Fit, Method, find_method
 from .models import Family, blocks_of, family_of, linears_of, model_name
 from .patterns import Pattern
 from .report import MatrixRow, Report
 from .statistics import Statistics
+from .streaming import Resident, Streamed, fingerprint
 
 ERROR_TOKENS = 1024         # tokens on which a method without a Gram matrix measures its output error
 STREAM_SHARE = 0.5          # of what the residual stream lacks; all of it fits the calibration's noise (bench/ablation)
@@ -30,62 +32,76 @@ GATE_SHARE = 32             # one calibration window in 32 (at most 8) measures 
 
 
 @torch.no_grad()
-def prune(model: nn.Module, calibration: LongTensor, *, method: str | Method, sparsity: float | str,
+def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str | Method, sparsity: float | str,
           layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None, refit: bool | None = None,
-          targets: str | None = None, in_order: bool | None = None, batch: int | None = None, progress: bool = True
-          ) -> Report:
+          targets: str | None = None, in_order: bool | None = None, batch: int | None = None, progress: bool = True,
+          out: str | Path | None = None, offload: str = "auto", dtype: torch.dtype | None = None,
+          device: str | torch.device | None = None) -> Report:
     """Prune a model of the OPT or LLaMA family in place, block by block (the protocol of SparseGPT and Wanda).
 
+    model: what `sl.load` gave; or the name of a model (a folder, a Hub id), which is then read from its files block by
+    block and written to the folder `out`: never whole in memory, and a broken run goes on where the same call is made
+    again. dtype and device belong to that form, and mean what they mean to `sl.load`.
     calibration: token ids [samples, seqlen] (see `sl.calibration`). method: a name or an instance such as
     `sl.SparseGPT(damp=0.1)`. sparsity: a fraction such as 0.7, or 'n:m' = n zeros in every m consecutive inputs.
     layers: the blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables; None = all.
     modules: the linears to prune by the end of their names, such as ['fc1', 'fc2']; None = all of the family.
     refit, targets, in_order: the switches of every method (see `sl.Method`), set here or on the instance; None = the
-    method's own. batch: windows at once; None = from free memory.
+    method's own. batch: windows at once; None = from free memory. offload: where the activations wait between two
+    blocks, 'device', 'cpu' or 'disk' (a file without a name); 'auto' = on the device while they fill at most
+    40 % of what is free there, else in the host's memory while they fill at most half of what is free, else on disk.
 
     Unless a switch says otherwise, the statistics of all linears of a block come from one pass through the still dense
     block, whose inputs come from the pruned blocks before it. Embeddings, norms, biases and the output head stay dense.
     Before anything changes, the engine proves that block by block equals model(ids), and prints the dense perplexity of
-    a few calibration windows. Returns a Report. Raises a SparselabError that names what was wrong, before the first
-    weight changes where it can.
+    a few calibration windows (a model in files: on its first two blocks, without the perplexity). Returns a Report.
+    Raises a SparselabError that names what was wrong, before the first weight changes where it can.
     """
     started = time.perf_counter()
     given = {"refit": refit, "targets": targets, "in_order": in_order}
     method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
     pattern = Pattern.parse(sparsity)
+    source = _source(model, out, dtype, device)
+    try:
+        report = _prepare(source, calibration, method, pattern, layers, modules).run(batch, offload, progress)
+        source.close(report)
+    finally:
+        source.abandon()
+    report.seconds["total"] = time.perf_counter() - started
+    return report
+
+
+def _source(model: nn.Module | str | Path, out, dtype, device) -> "Resident | Streamed":
+    if not isinstance(model, nn.Module):
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return Streamed(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
+    if out or dtype or device:
+        raise SparselabError("out=, dtype= and device= belong to a model given by name. A model in memory is pruned in "
+                             "place, as it is; write it with sl.save.")
+    return Resident(model)
+
+
+def _prepare(source: "Resident | Streamed", calibration: LongTensor, method: Method, pattern: Pattern, layers, modules
+             ) -> "_Run":
+    """Everything that can be wrong is found here, before minutes pass."""
+    model = source.model
     check_ready(model)
-    family, blocks = family_of(model), blocks_of(model)
+    family, count = family_of(model), len(blocks_of(model))
     _check_calibration(model, calibration)
-    chosen = _chosen_layers(layers, len(blocks))
+    chosen = _chosen_layers(layers, count)
     linears = _chosen_linears(model, chosen, modules)
-    check_weights(linears)
+    if not source.streamed:
+        check_weights(linears)
     for name, linear in linears.items():
         pattern.check_width(linear.in_features, name)
     if method.joint:
         check_feed_forward(model, family, linears)
     shares = method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
-    report = Report(_settings(model, calibration, method, pattern, chosen, len(blocks)))
+    report = Report(_settings(model, calibration, method, pattern, chosen, count))
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
+    source.begin(fingerprint(model, {**report.settings, "modules": kinds}, calibration), report)
     clock = _Clock(report.seconds, next(model.parameters()).device)
-    with clock("check"):
-        gate = prove(model, calibration)
-    report.settings.update(dense_perplexity=float(gate), gate_windows=gate.windows)
-    if progress:
-        print(f"{model_name(model)}: dense perplexity {gate} on {gate.windows} calibration windows of {gate.seqlen} "
-              "tokens; block by block equals the whole model.")
-    with clock("capture"):
-        stream = Stream(model, calibration, batch, dense=method.targets != DENSE_BLOCK)
-    run = _Run(family, method, shares, linears, stream, clock, report, max(1, calibration.numel() // ERROR_TOKENS))
-    with tqdm(blocks[:max(chosen) + 1], desc=f"{method.name} {pattern}", unit="block", disable=not progress) as bar:
-        for i, block in enumerate(bar):
-            original = copy.deepcopy(block) if i in chosen and method.targets != DENSE_BLOCK else None
-            if i in chosen:
-                run.prune_block(block, original, i)
-            if i < max(chosen):
-                with clock("replay"):
-                    stream.replay(block, original)
-    report.seconds["total"] = time.perf_counter() - started
-    report.peak_bytes = peak_bytes(clock.device)
-    return report
+    return _Run(source, calibration, family, method, pattern, chosen, shares, linears, clock, report)
 
 
 # --- the calibration activations between two blocks -------------------------------------------------------------------
@@ -107,13 +123,14 @@ class Part:
     dense: Tensor | None = None
 
     def through(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """What a block makes of hidden states, [b, seqlen, width]."""
-        output = block(hidden, *self.args, **self.kwargs)
+        """What a block makes of hidden states, [b, seqlen, width], which may wait on another device."""
+        output = block(hidden.to(next(block.parameters()).device), *self.args, **self.kwargs)
         return output if isinstance(output, Tensor) else output[0]           # older transformers return a tuple
 
     def inputs(self, block: nn.Module, hidden: Tensor, places: list[str]) -> dict[str, Tensor]:
         """What the modules at some places of the block receive, by name, in the order in which they run; '' is the
         block itself. The block runs no further than the last of them."""
+        hidden = hidden.to(next(block.parameters()).device)
         seen = {"": hidden}
 
         def keep(_, args, name):
@@ -147,14 +164,17 @@ class Stream:
     """All calibration activations before the current block; outputs replace inputs, so that one copy is held (two with
     the dense model's)."""
 
-    def __init__(self, model: nn.Module, ids: LongTensor, batch: int | None = None, *, dense: bool = False):
+    def __init__(self, model: nn.Module, ids: LongTensor, batch: int | None = None, *, dense: bool = False,
+                 offload: str = "device"):
         """Run the model up to its first block, on windows ids [samples, seqlen]."""
         self.model, self.dense = model, dense
+        self.shelf = Shelf.choose(offload, model, ids.numel() * (1 + dense))
         self.parts = halving(lambda size: [self._capture(part) for part in ids.split(size)],
                              batch or batch_size(model, ids.shape[1]))
 
     def _capture(self, ids: LongTensor) -> Part:
         part = Part(ids, *_first_block_call(self.model, ids))
+        part.hidden = self.shelf.put(part.hidden)
         part.dense = part.hidden if self.dense else None
         return part
 
@@ -163,10 +183,10 @@ class Stream:
         if len(part.ids) == 1:
             raise SparselabError(OUT_OF_MEMORY)
         size = -(-len(part.ids) // 2)
-        halves = [Part(ids, hidden.clone(), *_first_block_call(self.model, ids)[1:])
+        halves = [Part(ids, self.shelf.put(hidden.clone()), *_first_block_call(self.model, ids)[1:])
                   for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)]
         for half, dense in zip(halves, part.dense.split(size) if self.dense else (), strict=self.dense):
-            half.dense = half.hidden if part.dense is part.hidden else dense.clone()
+            half.dense = half.hidden if part.dense is part.hidden else self.shelf.put(dense.clone())
         return halves
 
     def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
@@ -176,16 +196,22 @@ class Stream:
         while k < len(self.parts):
             part = self.parts[k]
             try:
-                same = part.dense is part.hidden and original is None
-                hidden = part.through(block, part.hidden)
-                if self.dense:
-                    part.dense = hidden if same else part.through(original or block, part.dense)
-                part.hidden = hidden
+                self._advance(part, block, original)
                 k += 1
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self.parts[k:k + 1] = self._halves(part)
+
+    def _advance(self, part: Part, block: nn.Module, original: nn.Module | None) -> None:
+        hidden, shared = part.through(block, part.hidden), part.dense is part.hidden
+        if self.dense and not (shared and original is None):
+            dense = part.through(original or block, part.dense)
+            part.dense = self.shelf.put(dense, None if shared else part.dense)
+            shared = False
+        part.hidden = self.shelf.put(hidden, part.hidden)
+        if shared:
+            part.dense = part.hidden
 
     def collect(self, block: nn.Module, make: Callable[[], dict[str, tuple[Sink, str | None]]],
                 original: nn.Module | None = None, prefix: str = "") -> dict[str, Sink]:
@@ -250,14 +276,62 @@ def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple,
 class _Run:
     """What stays the same from block to block."""
 
+    source: Resident | Streamed
+    calibration: LongTensor
     family: Family
     method: Method
+    pattern: Pattern
+    chosen: list[int]
     shares: dict[str, Pattern]
     linears: dict[str, nn.Linear]
-    stream: Stream
     clock: "_Clock"
     report: Report
-    every: int
+
+    def run(self, batch: int | None, offload: str, progress: bool) -> Report:
+        """Prove, capture, and walk through the blocks."""
+        self._prove(progress)
+        aimed = self.method.targets != DENSE_BLOCK                           # at the dense model: its stream goes along
+        with self.clock("capture"):
+            self.stream = Stream(self.source.model, self.calibration, batch, dense=aimed, offload=offload)
+        self.every, last = max(1, self.calibration.numel() // ERROR_TOKENS), max(self.chosen)
+        count = len(blocks_of(self.source.model)) if self.source.streamed else last + 1
+        with tqdm(range(count), desc=f"{self.method.name} {self.pattern}", unit="block", disable=not progress) as bar:
+            for i in bar:
+                self._walk(i, aimed and i in self.chosen, i < last)
+        self.report.peak_bytes = peak_bytes(self.clock.device)
+        return self.report
+
+    def _walk(self, layer: int, aimed: bool, replay: bool) -> None:
+        """One block: dense from its source, pruned (or as an earlier run left it), passed on, and finished."""
+        files = self.clock if self.source.streamed else nullcontext
+        with files("read"):
+            block = self.source.load(layer)
+        original = copy.deepcopy(block) if aimed else None
+        if layer < self.source.done:
+            self.source.restore(layer)
+        elif layer in self.chosen:
+            if self.source.streamed:
+                mark = f"{self.family.blocks}.{layer}."
+                check_weights({name: linear for name, linear in self.linears.items() if name.startswith(mark)})
+            self.prune_block(block, original, layer)
+        if replay:
+            with self.clock("replay"):
+                self.stream.replay(block, original)
+        with files("write"):
+            self.source.finish(layer, self.report)
+
+    def _prove(self, progress: bool) -> None:
+        name = model_name(self.source.model)
+        if self.source.streamed:
+            with self.clock("check"):
+                _prove_calls(self.source, self.calibration[:1])
+            return
+        with self.clock("check"):
+            gate = prove(self.source.model, self.calibration)
+        self.report.settings.update(dense_perplexity=float(gate), gate_windows=gate.windows)
+        if progress:
+            print(f"{name}: dense perplexity {gate} on {gate.windows} calibration windows of {gate.seqlen} tokens; "
+                  "block by block equals the whole model.")
 
     def prune_block(self, block: nn.Module, original: nn.Module | None, layer: int) -> None:
         """Collect and prune: all linears from one pass, or group by group in the order in which they run."""
@@ -361,8 +435,8 @@ def prove(model: nn.Module, calibration: LongTensor) -> Perplexity:
     The proof guards against every change in how a library calls its blocks; the perplexity against a checkpoint,
     tokenizer and text that do not belong together. Raises a SparselabError where they differ or are not finite.
     """
-    blocks, last, losses = blocks_of(model), [], []
-    handle = blocks[-1].register_forward_hook(lambda _, args, output: last.append(output))
+    losses, last = [], []
+    handle = blocks_of(model)[-1].register_forward_hook(lambda _, args, output: last.append(output))
     try:
         for ids in calibration[:min(8, -(-len(calibration) // GATE_SHARE))].split(1):
             logits = model(ids.to(model.device), use_cache=False).logits
@@ -373,20 +447,40 @@ def prove(model: nn.Module, calibration: LongTensor) -> Perplexity:
     gate = Perplexity(torch.cat(losses), calibration.shape[1])
     if not torch.isfinite(gate.losses).all():
         raise SparselabError(_first_broken(model, calibration[:1]))
-    whole = last[0] if isinstance(last[0], Tensor) else last[0][0]           # [1, seqlen, width]
-    stream = Stream(model, calibration[:1], 1)
-    for block in blocks:
+    _compare_walk(model, calibration[:1], last[0])
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if gate > 2 * vocabulary:
+        warnings.warn(f"{model_name(model)} has a dense perplexity of {gate} on the calibration text, worse than chance "
+                      f"({vocabulary}): do checkpoint, tokenizer and text belong together?", stacklevel=3)
+    return gate
+
+
+def _compare_walk(model: nn.Module, window: LongTensor, output: Tensor | tuple) -> None:
+    """Block by block on one window [1, seqlen] against what the last block gave inside the model."""
+    whole = output if isinstance(output, Tensor) else output[0]              # [1, seqlen, width]
+    stream = Stream(model, window, 1)
+    for block in blocks_of(model):
         stream.replay(block)
     gap = ((stream.parts[0].hidden - whole).abs().max() / whole.abs().max()).item()
     if not gap < 1e-3:
         raise SparselabError(f"{model_name(model)}: block by block differs from the whole model by {gap:.2g} of the "
                              "largest activation. Its blocks are not called as this version of sparselab expects; "
                              "please report it with the versions that `python -m sparselab doctor` prints.")
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if gate > 2 * vocabulary:
-        warnings.warn(f"{model_name(model)} has a dense perplexity of {gate} on the calibration text, worse than chance "
-                      f"({vocabulary}): do checkpoint, tokenizer and text belong together?", stacklevel=3)
-    return gate
+
+
+def _prove_calls(source: Streamed, window: LongTensor) -> None:
+    """The same proof for a model in files, cut to its first two blocks."""
+    path, _, name = source.prefix.rpartition(".")
+    parent, last = source.model.get_submodule(path), []
+    setattr(parent, name, nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))))
+    try:
+        handle = getattr(parent, name)[-1].register_forward_hook(lambda _, args, output: last.append(output))
+        source.model(window.to(source.device), use_cache=False)
+        handle.remove()
+        _compare_walk(source.model, window, last[0])
+    finally:
+        setattr(parent, name, source.blocks)
+        source.forget()
 
 
 def _first_broken(model: nn.Module, ids: LongTensor) -> str:

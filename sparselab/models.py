@@ -117,19 +117,24 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SparselabError("device='cuda' was asked for, but torch sees no GPU here. Use device='cpu'.")
     dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
-    folder, options = _locate(str(name))
+    folder, options = locate(str(name))
     config = _config(name, folder, options)
-    _refuse_other_families(config, name)
+    refuse_other_families(config, name)
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
-            raise _explained(name, error) from error
-    tokenizer.model_max_length = int(1e30)          # whole texts are tokenised at once and cut later: no length warning
+            raise explained(name, error) from error
     model.sparselab_name = str(name)
-    _tokenizers[model] = tokenizer
+    remember_tokenizer(model, tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def remember_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """So that `save` writes it beside the model."""
+    tokenizer.model_max_length = int(1e30)          # whole texts are tokenised at once and cut later: no length warning
+    _tokenizers[model] = tokenizer
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
@@ -141,7 +146,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
     return found
 
 
-def _locate(name: str) -> tuple[str, dict]:
+def locate(name: str) -> tuple[str, dict]:
     """Where the files are: folder or Hub id, and options for from_pretrained."""
     if name == "opt-mini":
         return str(OPT_MINI), {"local_files_only": True}
@@ -160,10 +165,10 @@ def _config(name, folder: str, options: dict):
         try:
             return AutoConfig.from_pretrained(folder, **options)
         except Exception as error:
-            raise _explained(name, error) from error
+            raise explained(name, error) from error
 
 
-def _refuse_other_families(config, name) -> None:
+def refuse_other_families(config, name: str | Path) -> None:
     """Build the model without memory and look at its structure, before any weight is read or downloaded."""
     try:
         with torch.device("meta"), quiet():
@@ -197,7 +202,7 @@ def _causes(error: BaseException | None) -> list[str]:
     return names
 
 
-def _explained(name, error: Exception) -> SparselabError:
+def explained(name: str | Path, error: Exception) -> SparselabError:
     """One sentence in place of the libraries' chain of exceptions."""
     causes = _causes(error)
     if isinstance(error, SparselabError):

@@ -30,6 +30,9 @@ class Magnitude(Method):
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         if self.scope == "matrix" or pattern.m:
             return super().shares(weights, pattern)
+        if any(weight.is_meta for weight in weights.values()):
+            raise SparselabError("Magnitude(scope='global') compares the weights of all matrices, and so needs the model "
+                                 "in memory: load it with sl.load, or use scope='matrix'.")
         return dict(zip(weights, global_shares(weights.values(), pattern), strict=True))
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:

@@ -1,0 +1,247 @@
+"""Prune a model that is larger than the machine: blocks come from files, go to files, and a killed run goes on."""
+import errno
+import hashlib
+import json
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import LongTensor, Tensor, nn
+
+from .checkpoint import INDEX, Checkpoint
+from .errors import SparselabError
+from .models import blocks_of, family_of, quiet, tokenizer_of
+from .report import REPORT_FILE, MatrixRow, Report
+
+MANIFEST = "sparselab-manifest.json"
+
+
+class Resident:
+    """A model that is whole in memory: blocks need not be loaded, and stay where they are."""
+
+    streamed, done = False, 0
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def begin(self, settings: dict, report: Report) -> None:
+        """Nothing to go on with."""
+
+    def load(self, layer: int) -> nn.Module:
+        """The block, with its weights."""
+        return blocks_of(self.model)[layer]
+
+    def finish(self, layer: int, report: Report) -> None:
+        """The block is pruned, and its outputs are known."""
+
+    def close(self, report: Report) -> None:
+        """All blocks are finished."""
+
+    def abandon(self) -> None:
+        """The run has ended, well or not."""
+
+
+class Streamed:
+    """A model in safetensors files. `model` has memory for what is outside the blocks; `load` fills a block, while the
+    one after it is read ahead; `finish` writes it as a shard of the result and lets it go.
+
+    The result grows in `<out>.part`, named in a manifest that is written after each shard. The same call goes on after
+    the last finished block, whose activations are computed anew from the shards: the same bits as an unbroken run, and
+    nothing to write but weights. When all is there, the folder gets its name.
+    """
+
+    streamed = True
+
+    def __init__(self, name: str | Path, out: str | Path | None, dtype: torch.dtype | None, device: torch.device):
+        if out is None:
+            raise SparselabError(f"prune({str(name)!r}) reads a model block by block and writes the result: say where, "
+                                 "out='folder'. To prune in memory, pass the model that sl.load gives.")
+        self.out = Path(out).expanduser().absolute()
+        if self.out.exists():
+            raise SparselabError(f"{self.out} exists already. Choose another folder for out=.")
+        self.part = self.out.with_name(self.out.name + ".part")
+        self.checkpoint, self.device = Checkpoint(name), device
+        self.model = self.checkpoint.skeleton(dtype)
+        self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks
+        self.like = {layer: dict(block.state_dict()) for layer, block in enumerate(self.blocks)}     # without memory
+        inside = {f"{self.prefix}.{layer}.{key}" for layer, like in self.like.items() for key in like}
+        outside = {key: like for key, like in self.model.state_dict().items() if key not in inside}
+        stored = self.checkpoint.stored(self.model)
+        self.outside = self.checkpoint.read({key: outside[key] for key in stored if key not in inside})
+        self.model.load_state_dict(self.outside, strict=False, assign=True)
+        self.model.tie_weights()
+        _move_outside(self.model, self.blocks, device)
+        self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.ahead: dict[int, Future] = {}
+        self.written: Future | None = None
+        self.done = 0
+
+    # reading
+
+    def load(self, layer: int) -> nn.Module:
+        """The dense block on the device; the next one is being read meanwhile."""
+        tensors = self.ahead.pop(layer, None) or self._read(layer)
+        if layer + 1 < len(self.blocks):
+            self.ahead[layer + 1] = self._read(layer + 1)
+        return self._fill(layer, tensors.result())
+
+    def forget(self) -> None:
+        """Free all blocks, and start reading from the first."""
+        self.ahead = {}
+        self.blocks.to("meta")
+
+    def restore(self, layer: int) -> None:
+        """Replace the dense block by the one finished in an earlier run."""
+        try:
+            tensors = load_file(self.part / self._shard(layer + 1))
+        except (SafetensorError, OSError) as error:
+            raise SparselabError(f"{self.part / self._shard(layer + 1)} is broken ({error}). Delete {self.part} and start "
+                                 "again.") from error
+        self._fill(layer, {key.removeprefix(f"{self.prefix}.{layer}."): value for key, value in tensors.items()})
+
+    def _read(self, layer: int) -> Future:
+        names = {f"{self.prefix}.{layer}.{key}": like for key, like in self.like[layer].items()}
+        return self.reader.submit(self.checkpoint.read, names)
+
+    def _fill(self, layer: int, tensors: dict[str, Tensor]) -> nn.Module:
+        place = f"{self.prefix}.{layer}."
+        here = {key.removeprefix(place): tensor.to(self.device) for key, tensor in tensors.items()}
+        self.blocks[layer].load_state_dict(here, assign=True)
+        return self.blocks[layer]
+
+    # writing
+
+    def begin(self, settings: dict, report: Report) -> None:
+        """Make the working folder, or go on in the one that is there; refuse one that other settings made."""
+        self.manifest = {"settings": settings, "blocks": []}
+        if (self.part / MANIFEST).exists():
+            self._go_on(settings, report)
+            return
+        shutil.rmtree(self.part, ignore_errors=True)                         # a run killed before its first file
+        needed = sum(like.numel() * like.element_size() for like in self.model.state_dict().values())
+        try:
+            self.part.mkdir(parents=True)
+        except OSError as error:
+            raise SparselabError(f"cannot make {self.part}: {error.strerror}. Choose another folder for out=.") from error
+        free = shutil.disk_usage(self.part).free
+        if free < 1.02 * needed + 2**20:
+            self.part.rmdir()
+            raise SparselabError(f"the result needs {needed / 2**20:.0f} MiB, but {self.out.parent} has {free / 2**20:.0f} "
+                                 "MiB free. Free some disk space or choose another folder for out=.")
+        self._guard(self._write, 0, self.outside)
+
+    def _go_on(self, settings: dict, report: Report) -> None:
+        found = json.loads((self.part / MANIFEST).read_text())
+        for key, value in settings.items():
+            if (other := found["settings"].get(key)) != value:
+                raise SparselabError(f"{self.part} holds a broken run with {key} = {other}, and this one has {value}. "
+                                     "Repeat that call to go on with it, delete the folder, or choose another out=.")
+        self.manifest, self.done = found, len(found["blocks"])
+        for block in found["blocks"]:
+            report.rows += [MatrixRow(**{**row, "shape": tuple(row["shape"])}) for row in block["rows"]]
+            report.epochs += block["epochs"]
+
+    def finish(self, layer: int, report: Report) -> None:
+        """Write the block as a shard, if it is new, and free its memory."""
+        if layer >= self.done:
+            weights = self.blocks[layer].state_dict()
+            block = {f"{self.prefix}.{layer}.{key}": value.to("cpu") for key, value in weights.items()}
+            entry = {"rows": [asdict(row) for row in report.rows if row.layer == layer],
+                     "epochs": [row for row in report.epochs if row["layer"] == layer]}
+            self._wait()
+            self.written = self.writer.submit(self._guard, self._write, layer + 1, block, entry)
+            if self.device.type == "cpu":
+                self._wait()                                                 # memory for a second block is worth more
+        self.blocks[layer].to("meta")
+
+    def close(self, report: Report) -> None:
+        """Write what makes a folder of shards a model, and give it its name."""
+        self._wait()
+        self.reader.shutdown()
+        self._guard(self._complete, report)
+
+    def abandon(self) -> None:
+        """The run has ended. After an error let what is being written end; finished blocks stay for the next call."""
+        self.reader.shutdown(cancel_futures=True)
+        self.writer.shutdown()
+
+    def _complete(self, report: Report) -> None:
+        files = {self._shard(k): self.part / self._shard(k) for k in range(len(self.blocks) + 1)}
+        weights = {key: name for name, file in files.items() for key in load_header(file)}
+        total = sum(file.stat().st_size for file in files.values())
+        with quiet():
+            self.model.config.dtype = str(next(iter(self.outside.values())).dtype).removeprefix("torch.")
+            self.model.config.save_pretrained(self.part)
+            tokenizer_of(self.model).save_pretrained(self.part)
+        report.save(self.part / REPORT_FILE)
+        _write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+        (self.part / MANIFEST).unlink()
+        self.part.rename(self.out)
+
+    def _wait(self) -> None:
+        if self.written is not None:
+            self.written.result()
+            self.written = None
+
+    def _write(self, number: int, tensors: dict[str, Tensor], entry: dict | None = None) -> None:
+        """A shard, then the manifest that names it, each complete before it gets its name."""
+        file = self.part / self._shard(number)
+        unfinished = file.with_suffix(".unfinished")
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished, metadata={"format": "pt"})
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        if entry is not None:
+            self.manifest["blocks"].append(entry)
+        _write_json(self.part / MANIFEST, self.manifest)
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
+
+    def _guard(self, work, *arguments) -> None:
+        """Work that writes; a full disk is one sentence."""
+        try:
+            work(*arguments)
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+                raise
+            raise SparselabError(f"the disk of {self.out.parent} is full. Free some space and repeat the call: it goes on "
+                                 f"after the blocks that are finished in {self.part}.") from error
+
+
+def load_header(file: Path) -> list[str]:
+    """The names of the tensors in a safetensors file."""
+    from safetensors import safe_open
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def fingerprint(model: nn.Module, settings: dict, calibration: LongTensor) -> dict:
+    """What decides the bits of a result, as JSON keeps it."""
+    digest = hashlib.sha256(calibration.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    keys = ("model", "method", "pattern", "layers", "dtype", "device", "versions")
+    return json.loads(json.dumps({**{key: settings[key] for key in keys}, "modules": settings["modules"],
+                                  "calibration": f"{settings['samples']} x {settings['seqlen']} tokens, sha256 {digest}"}))
+
+
+def _move_outside(model: nn.Module, blocks: nn.ModuleList, device: torch.device) -> None:
+    """Everything but the blocks to the device; those have no memory yet."""
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(value.to(device), requires_grad=False))
+            for name, value in module.named_buffers(recurse=False):
+                setattr(module, name, value.to(device))
+    model.tie_weights()
+
+
+def _write_json(file: Path, content: dict) -> None:
+    part = file.with_suffix(".unfinished")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(file)

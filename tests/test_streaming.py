@@ -1,0 +1,270 @@
+"""Models in files: pruned a block at a time, with the same bits as in memory; killed runs go on; broken files are named."""
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import tiny_llama, tiny_opt
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+import sparselab as sl
+from sparselab import streaming
+from sparselab.checkpoint import INDEX, Checkpoint
+from sparselab.memory import Shelf
+
+FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
+
+
+def tokenizer():
+    from tokenizers import Tokenizer, models
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, tmp_path):
+    """A tiny model of four blocks in several shards."""
+    model = FAMILIES[request.param](num_hidden_layers=4)
+    model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
+    tokenizer().save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / INDEX).exists()
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def windows():
+    return torch.randint(2, 60, (6, 16), generator=torch.Generator().manual_seed(0))
+
+
+def weights(folder):
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def in_memory(folder, windows, **options):
+    model, _ = sl.load(folder)
+    report = sl.prune(model, windows, progress=False, **options)
+    return {key: value for key, value in model.state_dict().items()}, report
+
+
+def same(a, b):
+    shared = {*a} & {*b}
+    assert len(shared) >= 4 * 6 and all(torch.equal(a[key], b[key]) for key in shared)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "dsnot", "sparsellm"])
+def test_same_bits_as_in_memory(folder, windows, tmp_path, method):
+    expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
+    report = sl.prune(folder, windows, method=method, sparsity=0.5, out=tmp_path / "out", progress=False)
+    same(weights(tmp_path / "out"), expected)
+    assert [row.name for row in report.rows] == [row.name for row in whole.rows]
+    model, _ = sl.load(tmp_path / "out")
+    same(dict(model.state_dict()), expected)
+    assert not list(tmp_path.glob("*.part")) and (tmp_path / "out" / "sparselab-report.json").exists()
+
+
+@pytest.mark.parametrize("options", [{"layers": [1, 2]}, {"modules": ["q_proj"]}, {"targets": "dense-model", "refit": True}])
+def test_options_hold_for_streamed_models(folder, windows, tmp_path, options):
+    expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity="2:4", **options)
+    sl.prune(folder, windows, method="sparsegpt", sparsity="2:4", out=tmp_path / "out", progress=False, **options)
+    same(weights(tmp_path / "out"), expected)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsellm"])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monkeypatch, method, place):
+    expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
+    call = dict(method=method, sparsity=0.5, out=tmp_path / "out", progress=False)
+    write = streaming._write_json
+
+    def dies(file, content):
+        if len(content.get("blocks", [])) == place:
+            raise Killed
+        write(file, content)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(streaming, "_write_json", dies)
+        sl.prune(folder, windows, **call)
+    report = sl.prune(folder, windows, **call)
+    same(weights(tmp_path / "out"), expected)
+    assert [row.name for row in report.rows] == [row.name for row in whole.rows]
+    assert len(report.epochs) == len(whole.epochs)
+
+
+RUN = """
+import sys, torch, sparselab as sl
+torch.set_num_threads(1)
+windows = torch.randint(2, 60, (6, 16), generator=torch.Generator().manual_seed(0))
+sl.prune(sys.argv[1], windows, method="sparsegpt", sparsity=0.5, out=sys.argv[2], progress=False)
+"""
+
+
+def test_killed_by_the_system(tmp_path, windows):
+    """kill -9 at moments spread over the run; twenty of them on a larger model: bench/kills.py."""
+    folder = tmp_path / "model"
+    tiny_llama(num_hidden_layers=24).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    torch.set_num_threads(1)
+    expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
+    kills = 0
+    for wait in (0.0, 0.15, 0.3):
+        process = subprocess.Popen([sys.executable, "-c", RUN, folder, tmp_path / "out"], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list(tmp_path.glob("out.part/*-manifest.json")):
+            time.sleep(0.01)
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    if not (tmp_path / "out").exists():
+        subprocess.run([sys.executable, "-c", RUN, folder, tmp_path / "out"], check=True)
+    same(weights(tmp_path / "out"), expected)
+    assert kills
+
+
+def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
+    def stop(*_):
+        raise Killed
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(streaming.Streamed, "close", stop)
+        sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+    for change in ({"sparsity": 0.6}, {"method": "magnitude"}, {"layers": [0]}):
+        with pytest.raises(sl.SparselabError, match="broken run with"):
+            sl.prune(folder, windows, **{"method": "wanda", "sparsity": 0.5, **change}, out=tmp_path / "out", progress=False)
+    with pytest.raises(sl.SparselabError, match="calibration"):
+        sl.prune(folder, windows.flip(0), method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+
+
+def refused(folder, windows, tmp_path, words, **options):
+    call = {"method": "wanda", "sparsity": 0.5, "out": tmp_path / "out", "progress": False, **options}
+    with pytest.raises(sl.SparselabError, match=words):
+        sl.prune(folder, windows, **call)
+
+
+def test_missing_shard(folder, windows, tmp_path):
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    refused(folder, windows, tmp_path, "is missing")
+
+
+def test_broken_shard(folder, windows, tmp_path):
+    file = sorted(folder.glob("*.safetensors"))[1]
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(folder, windows, tmp_path, "is broken")
+
+
+def test_wrong_index(folder, windows, tmp_path):
+    content = json.loads((folder / INDEX).read_text())
+    files = sorted(set(content["weight_map"].values()))
+    key = next(key for key, file in content["weight_map"].items() if file == files[0])
+    content["weight_map"][key] = files[1]
+    (folder / INDEX).write_text(json.dumps(content))
+    refused(folder, windows, tmp_path, "and it is not")
+
+
+def test_missing_tensor(folder, windows, tmp_path):
+    content = weights(folder)
+    key = next(key for key in content if "q_proj.weight" in key)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file({name: value for name, value in content.items() if name != key}, folder / "model.safetensors")
+    refused(folder, windows, tmp_path, "hold no tensor")
+
+
+def test_another_shape(folder, windows, tmp_path):
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    content = load_file(file)
+    key = next(iter(content))
+    save_file({**content, key: content[key][:1].clone()}, file)
+    refused(folder, windows, tmp_path, "do not belong together")
+
+
+def test_nan_in_a_late_block(folder, windows, tmp_path):
+    content = weights(folder)
+    key = next(key for key in content if ".3." in key and "q_proj.weight" in key)
+    content[key][0, 0] = torch.nan
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, windows, tmp_path, "NaN")
+
+
+def test_out_is_needed_new_and_writable(folder, windows, tmp_path):
+    refused(folder, windows, tmp_path, "say where", out=None)
+    (tmp_path / "there").mkdir()
+    refused(folder, windows, tmp_path, "exists already", out=tmp_path / "there")
+    (tmp_path / "file").write_text("")
+    refused(folder, windows, tmp_path, "cannot make", out=tmp_path / "file" / "out")
+
+
+def test_in_memory_options(folder, windows, tmp_path):
+    model, _ = sl.load(folder)
+    with pytest.raises(sl.SparselabError, match="sl.save"):
+        sl.prune(model, windows, method="wanda", sparsity=0.5, out=tmp_path / "out")
+    refused(folder, windows, tmp_path, "global", method=sl.Magnitude(scope="global"))
+    refused(folder, windows, tmp_path, "offload", offload="moon")
+
+
+def test_full_disk(folder, windows, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "save_file", full)
+        refused(folder, windows, tmp_path, "is full")
+    assert not list(tmp_path.glob("out.part/*.unfinished"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 1000))
+    shutil.rmtree(tmp_path / "out.part")
+    refused(folder, windows, tmp_path, "MiB free")
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_prefix_left_out(tmp_path, windows):
+    """Some checkpoints of the base model leave 'model.' out."""
+    folder = tmp_path / "model"
+    model = tiny_opt()
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    content = {key.removeprefix("model."): value for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
+    expected = dict(tiny_opt().state_dict())
+    opened = Checkpoint(folder)
+    names = {key: value for key, value in opened.skeleton(None).state_dict().items() if key.endswith("fc1.weight")}
+    read = opened.read(names)
+    assert len(read) == 2 and all(torch.equal(value, expected[key]) for key, value in read.items())
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+@pytest.mark.parametrize("targets", ["dense-block", "dense-stream"])
+def test_where_activations_wait_does_not_matter(windows, place, targets, monkeypatch):
+    results = []
+    for offload in ("device", place):
+        model = tiny_llama()
+        if offload == "cpu":                                                 # as if the device were another
+            monkeypatch.setattr(Shelf, "_room", lambda self, like: torch.empty_like(like))
+            monkeypatch.setattr(Shelf, "put", lambda self, new, old=None: (
+                self._room(new) if old is None or old is new else old).copy_(new))
+        sl.prune(model, windows, method="sparsegpt", sparsity=0.5, targets=targets, offload=offload, progress=False)
+        results.append(model.state_dict())
+    same_all = all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+    assert same_all
+
+
+def test_shelf_chooses_by_size(monkeypatch):
+    model = tiny_opt()
+    for free, place in ((1e9, "device"), (1e3, "disk")):
+        monkeypatch.setattr("sparselab.memory.free_bytes", lambda _, free=free: free)
+        assert Shelf.choose("auto", model, 1000).place == place
+
+
+def test_header(folder):
+    file = sorted(folder.glob("*.safetensors"))[0]
+    with safe_open(file, "pt") as opened:
+        assert streaming.load_header(file) == list(opened.keys())
