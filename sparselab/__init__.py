@@ -13,11 +13,12 @@ from .evaluate import Perplexity, known_dense, perplexity, write
 from .methods import ADMM, METHODS, DSnoT, Magnitude, Method, Solution, SparseGPT, SparseLLM, Swaps, Wanda
 from .models import FAMILIES, Family, blocks_of, family_of, linears_of, load
 from .patterns import Pattern
+from .planning import Plan, plan
 from .report import Report, save
 from .statistics import Statistics
 from .texts import CORPORA, calibration, tokens
 
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
-           "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps", "Wanda", "blocks_of",
-           "calibration", "family_of", "known_dense", "linears_of", "load", "perplexity", "prune", "save", "tokens",
-           "write"]
+           "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
+           "Wanda", "blocks_of", "calibration", "family_of", "known_dense", "linears_of", "load",
+           "perplexity", "plan", "prune", "save", "tokens", "write"]

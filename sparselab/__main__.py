@@ -1,4 +1,4 @@
-"""The same from a shell: python -m sparselab prune | evaluate | sweep | demo | fetch | doctor."""
+"""The same from a shell: python -m sparselab prune | plan | evaluate | sweep | demo | fetch | doctor."""
 import argparse
 import sys
 from pathlib import Path
@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"sparselab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sparselab: interrupted; nothing was written.", file=sys.stderr)
+        print("sparselab: interrupted; nothing half-written was left. With --stream, the same command goes on.",
+              file=sys.stderr)
         return 130
 
 
@@ -32,6 +33,17 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--seed", type=int, default=0)
     prune.add_argument("--layers", help="blocks to prune: 0:12 for the first twelve, or 'first half'")
     prune.add_argument("--out", type=Path, help="folder for the pruned model; it must not exist")
+    prune.add_argument("--stream", action="store_true", help="block by block from the model's files to --out: for models "
+                       "larger than memory; killed, the same command goes on")
+    prune.add_argument("--offload", default="auto", help="where activations wait: auto, device, cpu or disk")
+    prune.add_argument("--dry-run", action="store_true", help="prune one block, write nothing, extrapolate the time")
+
+    plan = _command(commands, "plan", _plan, "memory by term and minutes, before anything is loaded")
+    plan.add_argument("--model", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
+    plan.add_argument("--method", default="sparsegpt")
+    plan.add_argument("--samples", type=int, default=128)
+    plan.add_argument("--seqlen", type=int, default=2048)
+    plan.add_argument("--device", help="cpu or cuda")
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure the perplexity of a model")
     _model_options(evaluate)
@@ -94,19 +106,42 @@ def _prune(options) -> None:
     from .methods import find_method
     from .patterns import Pattern
     from .report import save
-    from .texts import calibration
     if options.out and options.out.exists():
         raise SparselabError(f"{options.out} exists already. Choose another --out.")
     find_method(options.method), Pattern.parse(options.sparsity)             # say what is wrong before minutes pass
+    call = {"method": options.method, "sparsity": options.sparsity, "layers": _layers(options.layers),
+            "offload": options.offload, "dry_run": options.dry_run}
+    if options.stream:
+        print(prune(options.model, _windows(options), out=options.out, dtype=options.dtype, device=options.device, **call))
+        return
     model, tokenizer = _load(options)
-    windows = calibration(tokenizer, options.calibration, samples=options.samples, seqlen=options.seqlen,
-                          seed=options.seed)
+    windows = _windows(options, model, tokenizer)
+    if options.dry_run:
+        print(prune(model, windows, **call))
+        return
     print(f"dense: {_perplexity(options, model, tokenizer)}")
-    report = prune(model, windows, method=options.method, sparsity=options.sparsity, layers=_layers(options.layers))
+    report = prune(model, windows, **call)
     print(report)
     print(f"pruned: {_perplexity(options, model, tokenizer)}")
     if options.out:
         print(f"saved in {save(model, report, options.out)}")
+
+
+def _windows(options, model=None, tokenizer=None):
+    """Calibration windows; for a model in files from its tokenizer and configuration alone."""
+    from .checkpoint import Checkpoint
+    from .models import context_length, tokenizer_of
+    from .texts import calibration
+    if model is None:
+        model = Checkpoint(options.model).skeleton(None)
+        tokenizer = tokenizer_of(model)
+    seqlen = options.seqlen or min(2048, context_length(model))
+    return calibration(tokenizer, options.calibration, samples=options.samples, seqlen=seqlen, seed=options.seed)
+
+
+def _plan(options) -> None:
+    from .planning import plan
+    print(plan(options.model, options.method, options.samples, options.seqlen, options.device))
 
 
 def _layers(text: str | None) -> range | str | None:

@@ -6,7 +6,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from .errors import SparselabError
 from .models import explained, family_of, locate, quiet, refuse_other_families, remember_tokenizer
@@ -24,7 +24,7 @@ class Checkpoint:
         self.name = str(name)
         location, options = locate(self.name)
         self.folder = Path(location) if Path(location).is_dir() else _fetched(name, options)
-        self.config = _config(self.name, self.folder)
+        self.config = read_config(self.name, self.folder)
         self.files = {key: file for key, file in _index(self.folder, self.name).items() if LEFT_OUT not in key}
         self.sizes = {str(file.name): file.stat().st_size for file in set(self.files.values())}
 
@@ -83,9 +83,16 @@ def _fetched(name: str | Path, options: dict) -> Path:
         raise explained(name, error) from error
 
 
-def _config(name: str, folder: Path):
+def config_of(name: str) -> PretrainedConfig:
+    """A model's configuration, by its name alone."""
+    location, options = locate(name)
+    return read_config(name, location, **options)
+
+
+def read_config(name: str, location: str | Path, **options) -> PretrainedConfig:
+    """config.json of a folder or Hub id, of a family that can be pruned."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(location, **(options or {"local_files_only": True}))
     except Exception as error:
         raise explained(name, error) from error
     refuse_other_families(config, name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +37,7 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
           layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None, refit: bool | None = None,
           targets: str | None = None, in_order: bool | None = None, batch: int | None = None, progress: bool = True,
           out: str | Path | None = None, offload: str = "auto", dtype: torch.dtype | None = None,
-          device: str | torch.device | None = None) -> Report:
+          device: str | torch.device | None = None, dry_run: bool = False) -> Report:
     """Prune a model of the OPT or LLaMA family in place, block by block (the protocol of SparseGPT and Wanda).
 
     model: what `sl.load` gave; or the name of a model (a folder, a Hub id), which is then read from its files block by
@@ -50,6 +51,8 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     method's own. batch: windows at once; None = from free memory. offload: where the activations wait between two
     blocks, 'device', 'cpu' or 'disk' (a file without a name); 'auto' = on the device while they fill at most
     40 % of what is free there, else in the host's memory while they fill at most half of what is free, else on disk.
+    dry_run: prune the first of the blocks only, leave it as it was, write nothing; the report's seconds are those of the
+    whole run, extrapolated (see also `sl.plan`, which needs no model).
 
     Unless a switch says otherwise, the statistics of all linears of a block come from one pass through the still dense
     block, whose inputs come from the pruned blocks before it. Embeddings, norms, biases and the output head stay dense.
@@ -61,9 +64,13 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     given = {"refit": refit, "targets": targets, "in_order": in_order}
     method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
     pattern = Pattern.parse(sparsity)
-    source = _source(model, out, dtype, device)
+    source = _source(model, out if out or not dry_run else Path(gettempdir()) / "sparselab-dry-run", dtype, device)
     try:
-        report = _prepare(source, calibration, method, pattern, layers, modules).run(batch, offload, progress)
+        run = _prepare(source, calibration, method, pattern, layers, modules)
+        if dry_run:
+            return run.trial(batch, offload)
+        run.begin()
+        report = run.run(batch, offload, progress)
         source.close(report)
     finally:
         source.abandon()
@@ -71,17 +78,17 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     return report
 
 
-def _source(model: nn.Module | str | Path, out, dtype, device) -> "Resident | Streamed":
+def _source(model: nn.Module | str | Path, out, dtype, device) -> Resident | Streamed:
     if not isinstance(model, nn.Module):
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return Streamed(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
-    if out or dtype or device:
+    if dtype or device or (out and "dry-run" not in str(out)):
         raise SparselabError("out=, dtype= and device= belong to a model given by name. A model in memory is pruned in "
                              "place, as it is; write it with sl.save.")
     return Resident(model)
 
 
-def _prepare(source: "Resident | Streamed", calibration: LongTensor, method: Method, pattern: Pattern, layers, modules
+def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Method, pattern: Pattern, layers, modules
              ) -> "_Run":
     """Everything that can be wrong is found here, before minutes pass."""
     model = source.model
@@ -98,8 +105,6 @@ def _prepare(source: "Resident | Streamed", calibration: LongTensor, method: Met
         check_feed_forward(model, family, linears)
     shares = method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
     report = Report(_settings(model, calibration, method, pattern, chosen, count))
-    kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
-    source.begin(fingerprint(model, {**report.settings, "modules": kinds}, calibration), report)
     clock = _Clock(report.seconds, next(model.parameters()).device)
     return _Run(source, calibration, family, method, pattern, chosen, shares, linears, clock, report)
 
@@ -287,17 +292,50 @@ class _Run:
     clock: "_Clock"
     report: Report
 
+    @property
+    def aimed(self) -> bool:
+        """At the dense model: its activations go along."""
+        return self.method.targets != DENSE_BLOCK
+
+    def begin(self) -> None:
+        """Open the place where the result goes, with what an earlier run left there."""
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in self.linears})
+        mine = fingerprint({**self.report.settings, "modules": kinds}, self.calibration)
+        self.source.begin(mine, self.report)
+
+    def _capture(self, batch: int | None, offload: str) -> None:
+        with self.clock("capture"):
+            self.stream = Stream(self.source.model, self.calibration, batch, dense=self.aimed, offload=offload)
+        self.every = max(1, self.calibration.numel() // ERROR_TOKENS)
+
     def run(self, batch: int | None, offload: str, progress: bool) -> Report:
         """Prove, capture, and walk through the blocks."""
         self._prove(progress)
-        aimed = self.method.targets != DENSE_BLOCK                           # at the dense model: its stream goes along
-        with self.clock("capture"):
-            self.stream = Stream(self.source.model, self.calibration, batch, dense=aimed, offload=offload)
-        self.every, last = max(1, self.calibration.numel() // ERROR_TOKENS), max(self.chosen)
+        self._capture(batch, offload)
+        last = max(self.chosen)
         count = len(blocks_of(self.source.model)) if self.source.streamed else last + 1
         with tqdm(range(count), desc=f"{self.method.name} {self.pattern}", unit="block", disable=not progress) as bar:
             for i in bar:
-                self._walk(i, aimed and i in self.chosen, i < last)
+                self._walk(i, self.aimed and i in self.chosen, i < last)
+        self.report.peak_bytes = peak_bytes(self.clock.device)
+        return self.report
+
+    def trial(self, batch: int | None, offload: str) -> Report:
+        """The first chosen block, pruned on the first block's inputs, timed, and left as it was."""
+        self._capture(batch, offload)
+        layer, files = self.chosen[0], self.clock if self.source.streamed else nullcontext
+        with files("read"):
+            block = self.source.load(layer)
+        original = copy.deepcopy(block)
+        self.prune_block(block, original if self.aimed else None, layer)
+        with self.clock("replay"):
+            self.stream.replay(block, original if self.aimed else None)
+        block.load_state_dict(original.state_dict())
+        seconds, last = self.report.seconds, max(self.chosen)
+        for phase in seconds:
+            seconds[phase] *= {"capture": 1, "read": last + 1, "replay": last}.get(phase, len(self.chosen))
+        seconds["total"] = sum(seconds.values())
+        self.report.settings["dry_run"] = layer
         self.report.peak_bytes = peak_bytes(self.clock.device)
         return self.report
 

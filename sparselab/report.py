@@ -79,7 +79,8 @@ class Report:
     def title(self) -> str:
         """One line: model, method, pattern, calibration, result."""
         s = self.settings
-        text = (f"{s['model']} ({s['dtype']}, {s['device']}), {s['method']}, sparsity {s['pattern']}; "
+        trial = f"dry run of block {s['dry_run']}, seconds extrapolated to all: " if "dry_run" in s else ""
+        text = (f"{trial}{s['model']} ({s['dtype']}, {s['device']}), {s['method']}, sparsity {s['pattern']}; "
                 f"calibration {s['samples']} x {s['seqlen']} tokens; {len(self.rows)} matrices in "
                 f"{len(s['layers'])} of {s['blocks']} blocks: {self.sparsity:.2%} zeros, "
                 f"mean relative output error {self.error:.3f}")

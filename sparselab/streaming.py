@@ -221,7 +221,7 @@ def load_header(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def fingerprint(model: nn.Module, settings: dict, calibration: LongTensor) -> dict:
+def fingerprint(settings: dict, calibration: LongTensor) -> dict:
     """What decides the bits of a result, as JSON keeps it."""
     digest = hashlib.sha256(calibration.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     keys = ("model", "method", "pattern", "layers", "dtype", "device", "versions")

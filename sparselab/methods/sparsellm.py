@@ -37,8 +37,8 @@ class SparseLLM(Method):
     regressions, as a share of the Hessian's mean diagonal; None: `Statistics.damping`. `new_masks`: every epoch chooses
     its masks anew; else the later ones refit the weights under those of the first, at a third of the time. The switches
     are on by default, since they pay (bench/ablation.csv); `SparseLLM.published()` is the algorithm as published.
-    Memory of a block of N tokens, width d, FFN width f: 4 N (2 d + f) bytes, with a gate 4 N (2 d + 2 f), f more where
-    p is kept (not `realised`), and about 20 f^2 for the solver; one copy, filled in place.
+    Memory of a block of N tokens, width d, FFN width f, b bytes a weight: N d (2 b + 4) bytes; from two epochs on 4 N f
+    more for z, as much for a gate's s, and for p where it is kept (not `realised`); and about 20 f^2 for the solver.
     """
 
     epochs: int = 1
@@ -146,31 +146,36 @@ def descend(weight: Tensor, outputs: Tensor, stats: Statistics, steps: int = 10,
 class FeedForward:
     """The tokens and auxiliary variables of one feed-forward network, and the steps that solve for them.
 
-    x [N, d] what it receives, y [N, d] its target less the bias, z [N, f] and (gate) s [N, f] the auxiliary variables.
+    x [N, d] what it receives, and `dense` [N, d] what it would receive in the dense model (None: the same), both as they
+    come; y [N, d] its target less the bias; z [N, f] and (gate) s [N, f] the auxiliary variables, which start as what the
+    dense weights make of `dense`, and need memory only where they are changed.
     """
 
     def __init__(self, linears: dict[str, nn.Linear], tokens: int, *, keep_p: bool = False):
         self.weight = {role: linear.weight.detach().float() for role, linear in linears.items()}
         self.bias = {role: 0 if linear.bias is None else linear.bias.detach().float() for role, linear in linears.items()}
         self.gated, up = "gate" in linears, self.weight["up"]
-        empty = lambda width: torch.empty(tokens, width, device=up.device)   # noqa: E731
-        self.x, self.y, self.z = empty(up.shape[1]), empty(up.shape[1]), empty(up.shape[0])
-        self.s = empty(up.shape[0]) if self.gated else None
-        self.p = empty(up.shape[0]) if keep_p else None
-        self.filled = 0
+        self.tokens, self.filled = tokens, 0
+        self.x = self.dense = self.z = self.s = None
+        self.y = up.new_empty(tokens, up.shape[1])
+        self.p = up.new_empty(tokens, up.shape[0]) if keep_p else None
+        self.aims = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
         """Tokens on their way in, x [..., d]; `dense`: the same place in the dense model, which sets the targets;
         `drift` [..., d]: what the residual stream lacks of the dense model's, added to them."""
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        dense = x if dense is None else dense.detach().reshape(x.shape).float()
+        x = x.detach().reshape(-1, x.shape[-1])
+        if self.x is None:
+            self.x = x.new_empty(self.tokens, x.shape[1])
+            self.dense = None if dense is None else torch.empty_like(self.x)
         part = slice(self.filled, self.filled + len(x))
         self.filled += len(x)
         self.x[part] = x
-        for name, role in (("z", "up"), ("s", "gate")):
-            if role in self.weight:
-                getattr(self, name)[part] = dense @ self.weight[role].T + self.bias[role]
-        p = self.activation(self.z[part], self._s(part))
+        if dense is not None:
+            self.dense[part] = dense.detach().reshape(x.shape)
+        z, s = self._at_start(part)
+        self._add_aims(self.aims, part, z, s)
+        p = self.activation(z, s)
         self.y[part] = p @ self.weight["down"].T + (0 if drift is None else drift.reshape(x.shape))
         if self.p is not None:
             self.p[part] = p
@@ -182,8 +187,23 @@ class FeedForward:
                                  "Look for broken weights before it, or load the model with dtype=torch.float32.")
         return self
 
-    def _s(self, part: slice) -> Tensor | None:
-        return self.s[part] if self.gated else None
+    def _at_start(self, part: slice) -> list[Tensor | None]:
+        """z and s [n, f] as the dense model has them."""
+        return self._before(self.weight, (self.x if self.dense is None else self.dense)[part].float())
+
+    def _auxiliary(self, part: slice) -> tuple[Tensor, Tensor | None] | list[Tensor | None]:
+        """z and s [n, f] as they are now."""
+        return self._at_start(part) if self.z is None else (self.z[part], self.s[part] if self.gated else None)
+
+    def _make_room(self) -> None:
+        """From here on z and s are changed."""
+        up = self.weight["up"]
+        z, s = up.new_empty(self.filled, len(up)), up.new_empty(self.filled, len(up)) if self.gated else None
+        for part in self.parts():
+            z[part], start = self._at_start(part)
+            if self.gated:
+                s[part] = start
+        self.z, self.s = z, s
 
     def activation(self, z: Tensor, s: Tensor | None) -> Tensor:
         """phi: ReLU, or SwiGLU with a gate; [n, f]."""
@@ -196,26 +216,27 @@ class FeedForward:
 
     def before(self, weights: dict[str, Tensor], part: slice) -> list[Tensor | None]:
         """What the up and the gate matrix make of x, [n, f]; None without a gate."""
-        return [self.x[part] @ weights[role].T + self.bias[role] if role in weights else None for role in ("up", "gate")]
+        return self._before(weights, self.x[part].float())
+
+    def _before(self, weights: dict[str, Tensor], x: Tensor) -> list[Tensor | None]:
+        return [x @ weights[role].T + self.bias[role] if role in weights else None for role in ("up", "gate")]
 
     def first_aims(self, needs: set[str]) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics of x, and what the first matrices aim at, (z - b) X^T and (s - b) X^T [f, d], before any update."""
         inputs = Statistics(self.x.shape[1], self.x.device, needs=needs - {"cross"})
-        aims = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
         for part in self.parts():
             inputs.add(self.x[part])
-            self._add_aims(aims, part)
-        return inputs.finish("the feed-forward network"), aims
+        return inputs.finish("the feed-forward network"), self.aims
 
-    def _add_aims(self, aims: dict[str, Tensor], part: slice) -> None:
-        for role, auxiliary in (("up", self.z), ("gate", self.s)):
+    def _add_aims(self, aims: dict[str, Tensor], part: slice, z: Tensor, s: Tensor | None) -> None:
+        for role, auxiliary in (("up", z), ("gate", s)):
             if role in aims:
-                aims[role].addmm_((auxiliary[part] - self.bias[role]).T, self.x[part])
+                aims[role].addmm_((auxiliary - self.bias[role]).T, self.x[part].float())
 
     def hidden_statistics(self, weights: dict[str, Tensor]) -> tuple[Statistics, Tensor]:
         """Statistics of W2's inputs a: the auxiliary p where it is kept, else what the weights make of x; and its aim
         Y a^T [d, f]."""
-        hidden = Statistics(self.z.shape[1], self.x.device, needs=(GRAM, NORMS))
+        hidden = Statistics(self.weight["down"].shape[1], self.x.device, needs=(GRAM, NORMS))
         outputs = torch.zeros_like(self.weight["down"])
         for part in self.parts():
             a = self.activation(*self.before(weights, part)) if self.p is None else self.p[part]
@@ -240,11 +261,13 @@ class FeedForward:
         """One step for p, z and s, given the weights: the next aims, and the penalty terms per token after it. The last
         step is for p alone."""
         down, sums = weights["down"], torch.zeros(3, dtype=torch.float64, device=self.x.device)
+        if not last and self.z is None:
+            self._make_room()
         inner = torch.linalg.cholesky(ridge(down @ down.T, gamma / beta))    # [d, d]
         aims = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
         for part in self.parts():
             m, g = self.before(weights, part)
-            y, z, s = self.y[part], self.z[part], self._s(part)
+            y, (z, s) = self.y[part], self._auxiliary(part)
             p = solve_p(self.activation(z, s), y, down, inner)
             if self.p is not None:
                 self.p[part] = p
@@ -256,7 +279,7 @@ class FeedForward:
             first = alpha * (square(z - m) + (square(s - g) if self.gated else 0))
             sums += torch.stack((first, beta * square(y - p @ down.T), gamma * square(p - self.activation(z, s))))
             if not last:
-                self._add_aims(aims, part)
+                self._add_aims(aims, part, z, s)
         return aims, dict(zip(("alpha_term", "beta_term", "gamma_term"), (sums / self.filled).tolist(), strict=True))
 
 

@@ -1,0 +1,69 @@
+"""What a run will cost: memory by term against what tensors really take, time from one block, and advice."""
+import pytest
+import torch
+from conftest import TINY
+from transformers import LlamaConfig
+
+import sparselab as sl
+from sparselab.planning import GIB, Shape, memory_terms
+
+
+def llama13b():
+    config = LlamaConfig(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40,
+                         vocab_size=32000)
+    config.dtype = torch.float16
+    return config
+
+
+def test_shape_of_llama_2_13b():
+    shape = Shape.of(llama13b())
+    assert shape.blocks * shape.block + shape.outside == 13_015_864_320
+    assert shape.groups == ((5120, 3 * 5120), (5120, 5120), (5120, 2 * 13824), (13824, 5120))
+
+
+@pytest.mark.parametrize("method, most", [("wanda", 20), ("dsnot", 20), ("sparsegpt", 24), ("sparsellm", 40)])
+def test_llama_2_13b_fits_the_goal(method, most):
+    """128 x 2,048 tokens in fp16 on one GPU: at most 40 GB."""
+    terms = memory_terms(Shape.of(llama13b()), sl.METHODS[method](), 128 * 2048, 2048, 2, "cuda", "device")
+    assert sum(amount for where, amount in terms.values() if where == "device") / GIB < most
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_terms_are_what_tensors_take(family, windows):
+    model = TINY[family]()
+    shape = Shape.of(model.config)
+    block = sum(p.numel() for p in sl.blocks_of(model)[0].parameters())
+    terms = memory_terms(shape, sl.SparseGPT(), windows.numel(), windows.shape[1], 4, "cpu", "device")
+    assert terms["block"][1] == 4 * block
+    assert terms["activations"][1] == 4 * windows.numel() * model.config.hidden_size
+    widths = {linear.in_features for linear in sl.linears_of(model, [0]).values()}
+    assert terms["statistics"][1] == 4 * (3 * min(widths)**2 + max(widths)**2)
+
+
+def test_advice_names_the_knob(monkeypatch):
+    monkeypatch.setattr("sparselab.planning.free_bytes", lambda _: 8 * GIB)
+    text = str(sl.plan(llama13b(), "sparsegpt", 2048, 2048, "cpu", dtype=torch.float16, measure=False))
+    assert "does not fit" in text and "fewer samples" in text
+    assert "fits" in str(sl.plan("opt-mini", "wanda", 16, 256, "cpu", measure=False))
+
+
+def test_seconds_come_from_this_machine():
+    plan = sl.plan("opt-mini", "sparsellm", 16, 256, "cpu")
+    assert {"forward passes", "solve", "feed-forward sub-problems"} <= {*plan.seconds}
+    assert all(0 < value < 600 for value in plan.seconds.values())
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", ["wanda", "sparsellm"])
+def test_dry_run_leaves_the_model_as_it_was(family, method, windows):
+    model = TINY[family]()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = sl.prune(model, windows, method=method, sparsity=0.5, dry_run=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {row.layer for row in report.rows} == {0} and "dry run of block 0" in report.title()
+    assert report.seconds["total"] == pytest.approx(sum(v for k, v in report.seconds.items() if k != "total"))
+
+
+def test_wrong_names_are_refused():
+    with pytest.raises(sl.SparselabError, match="unknown model"):
+        sl.plan("opt-minni", "wanda", measure=False)
