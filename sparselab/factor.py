@@ -1,4 +1,7 @@
 """Gram matrix and inverse Hessian factor: the two large matrix computations of SparseGPT, at half price."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -15,10 +18,26 @@ def _panels(width: int) -> list[tuple[int, int]]:
     return [(a, min(a + step, width)) for a in range(0, width, step)]
 
 
+@contextmanager
+def tensor_cores(dtype: torch.dtype) -> Iterator[None]:
+    """Let a GPU multiply in TF32 what came in 16 bits: those numbers fit its mantissa and exponent, so that every product
+    is exact, and the sums stay float32. Numbers of float32 would be cut: for them nothing changes."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        if dtype in (torch.float16, torch.bfloat16):
+            products.fp32_precision = "tf32"
+        yield
+    finally:
+        products.fp32_precision = before
+
+
 def add_gram(gram: Tensor, x: Tensor) -> None:
     """gram [c, c] += x^T x for x [tokens, c], lower block triangle alone."""
-    for a, b in _panels(len(gram)):
-        gram[a:b, :b].addmm_(x[:, a:b].T, x[:, :b])
+    with tensor_cores(x.dtype):
+        x = x.float()
+        for a, b in _panels(len(gram)):
+            gram[a:b, :b].addmm_(x[:, a:b].T, x[:, :b])
 
 
 def inverse_factor(hessian: Tensor, damp: float, tries: int) -> tuple[Tensor, float, int]:

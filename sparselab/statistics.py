@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .errors import SparselabError
-from .factor import add_gram, inverse_factor
+from .factor import add_gram, inverse_factor, tensor_cores
 
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
 DAMP = 0.01                 # SparseGPT's damping
@@ -48,11 +48,12 @@ class Statistics:
             self._add_moments(x.detach().float())
         x = x.detach().reshape(-1, x.shape[-1])                              # [tokens, c]
         if self.gram is not None:
-            add_gram(self.gram, x.float())
+            add_gram(self.gram, x)
         else:
             self.samples.append(x[-self.tokens % self.every::self.every].clone())   # every k-th token; a view holds all
         if self.cross is not None:
-            self.cross.addmm_(dense.detach().reshape(x.shape).float().T, x.float())
+            with tensor_cores(x.dtype):
+                self.cross.addmm_(dense.detach().reshape(x.shape).float().T, x.float())
         if drift is not None:
             lack = drift.reshape(len(x), -1).T @ x.float()                   # [r, c]
             self.drift = lack if self.drift is None else self.drift.add_(lack)

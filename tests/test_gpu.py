@@ -11,7 +11,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", sl.Magnitude(scope="global")], ids=str)
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "dsnot", "swaps", "admm", "sparsellm",
+                                    sl.Magnitude(scope="global")], ids=str)
 @pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 def test_a_gpu_makes_the_same_masks(family, method, sparsity, windows):
     here = TINY[family]()
@@ -31,3 +32,14 @@ def test_half_precision_on_a_gpu(dtype):
     report = sl.prune(model, windows, method="sparsegpt", sparsity=0.5, progress=False)
     assert next(model.parameters()).is_cuda and report.sparsity == pytest.approx(0.5, abs=1e-4)
     assert sl.perplexity(model, sl.tokens(tokenizer, "demo")[:4096], seqlen=256, progress=False) < 500
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsellm"])
+@pytest.mark.parametrize("offload", ["device", "cpu", "disk"])
+def test_streamed_on_a_gpu_gives_the_same_bits(method, offload, tmp_path):
+    model, tokenizer = sl.load("opt-mini")
+    windows = sl.calibration(tokenizer, "demo", samples=8, seqlen=256)
+    sl.prune(model, windows, method=method, sparsity=0.5, progress=False)
+    sl.prune("opt-mini", windows, method=method, sparsity=0.5, offload=offload, out=tmp_path / "out", progress=False)
+    again, _ = sl.load(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

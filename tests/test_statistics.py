@@ -80,3 +80,13 @@ def test_inputs_that_are_not_finite_name_the_module():
     x[3, 2] = float("nan")
     with pytest.raises(SparselabError, match="model.layers.0.fc1"):
         Statistics.of(x).finish("model.layers.0.fc1")
+
+
+def test_tensor_cores_for_16_bit_inputs_alone():
+    """What fits TF32's mantissa is multiplied exactly; float32 would be cut."""
+    from sparselab.factor import tensor_cores
+    before = torch.backends.cuda.matmul.fp32_precision
+    for dtype, expected in ((torch.float16, "tf32"), (torch.bfloat16, "tf32"), (torch.float32, before)):
+        with tensor_cores(dtype):
+            assert torch.backends.cuda.matmul.fp32_precision == expected
+        assert torch.backends.cuda.matmul.fp32_precision == before
