@@ -1,8 +1,11 @@
 """The same from a shell: python -m sparselab prune | plan | evaluate | sweep | demo | fetch | doctor."""
 import argparse
+import io
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
+from . import ranks
 from .errors import SparselabError
 
 
@@ -10,7 +13,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors meant for the user are one sentence on stderr and exit status 1."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        with ranks.group() as device, _silence_unless_first():
+            if device is not None and hasattr(options, "device"):
+                options.device = str(device)
+            return options.run(options) or 0
     except SparselabError as error:
         print(f"sparselab: {error}", file=sys.stderr)
         return 1
@@ -18,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("sparselab: interrupted; nothing half-written was left. With --stream, the same command goes on.",
               file=sys.stderr)
         return 130
+
+
+def _silence_unless_first():
+    """Of several processes one speaks."""
+    return redirect_stdout(io.StringIO()) if ranks.rank() else nullcontext()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,7 +135,10 @@ def _prune(options) -> None:
     print(report)
     print(f"pruned: {_perplexity(options, model, tokenizer)}")
     if options.out:
-        print(f"saved in {save(model, report, options.out)}")
+        if ranks.rank() == 0:
+            save(model, report, options.out)
+        ranks.wait()
+        print(f"saved in {options.out}")
 
 
 def _windows(options, model=None, tokenizer=None):

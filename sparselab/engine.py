@@ -16,6 +16,7 @@ from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Cache
 
+from . import ranks
 from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
@@ -301,11 +302,16 @@ class _Run:
         """Open the place where the result goes, with what an earlier run left there."""
         kinds = sorted({name.rsplit(".", 1)[-1] for name in self.linears})
         mine = fingerprint({**self.report.settings, "modules": kinds}, self.calibration)
-        self.source.begin(mine, self.report)
+        if ranks.rank() == 0:
+            self.source.begin(mine, self.report)
+        ranks.wait()
+        if ranks.rank():
+            self.source.follow(mine, self.report)
 
     def _capture(self, batch: int | None, offload: str) -> None:
         with self.clock("capture"):
-            self.stream = Stream(self.source.model, self.calibration, batch, dense=self.aimed, offload=offload)
+            self.stream = Stream(self.source.model, ranks.share(self.calibration), batch, dense=self.aimed,
+                                 offload=offload)
         self.every = max(1, self.calibration.numel() // ERROR_TOKENS)
 
     def run(self, batch: int | None, offload: str, progress: bool) -> Report:
@@ -314,7 +320,8 @@ class _Run:
         self._capture(batch, offload)
         last = max(self.chosen)
         count = len(blocks_of(self.source.model)) if self.source.streamed else last + 1
-        with tqdm(range(count), desc=f"{self.method.name} {self.pattern}", unit="block", disable=not progress) as bar:
+        silent = not progress or ranks.rank() > 0
+        with tqdm(range(count), desc=f"{self.method.name} {self.pattern}", unit="block", disable=silent) as bar:
             for i in bar:
                 self._walk(i, self.aimed and i in self.chosen, i < last)
         self.report.peak_bytes = peak_bytes(self.clock.device)
@@ -380,8 +387,12 @@ class _Run:
             with self.clock("collect"):
                 sinks = self.stream.collect(block, lambda stage=stage: dict(map(self._sink, stage)), original,
                                             self.prefix)
+            matrices = {self.prefix + name: sinks[group[0]] for group in stage if not self._is_joint(group)
+                        for name in group}
+            self._prune_matrices(matrices)
             for group in stage:
-                self._prune_group(group, sinks.pop(group[0]))
+                if self._is_joint(group):
+                    self._prune_joint(group, sinks[group[0]])
 
     def _groups(self) -> list[tuple[str, ...]]:
         """The block's chosen linears that are pruned from the same inputs; with a joint method the whole FFN is one."""
@@ -407,13 +418,9 @@ class _Run:
         roles = ("gate", "up", "down")[-len(group):]
         return {role: self.linears[self.prefix + name] for role, name in zip(roles, group, strict=True)}
 
-    def _prune_group(self, group: tuple[str, ...], sink: Sink) -> None:
-        names = [self.prefix + name for name in group]
-        if not self._is_joint(group):
-            for name in names:
-                self._prune_matrix(name, sink)
-            return
-        started = time.perf_counter()
+    def _prune_joint(self, group: tuple[str, ...], sink: Sink) -> None:
+        """The feed-forward network as a whole, in every process alike."""
+        names, started = [self.prefix + name for name in group], time.perf_counter()
         with self.clock("solve"):
             shares = dict(zip(self._roles(group), map(self.shares.get, names), strict=True))
             fits, history = named(names[0], lambda: self.method.prune_ffn(sink, shares))
@@ -421,19 +428,25 @@ class _Run:
         for name, fit in zip(names, map(fits.get, self._roles(group)), strict=True):
             self._write(name, fit, (time.perf_counter() - started) / len(names))
 
-    def _prune_matrix(self, name: str, stats: Statistics) -> None:
+    def _prune_matrices(self, matrices: dict[str, Statistics]) -> None:
+        """Each matrix on its own; several processes divide them."""
+        found = ranks.divide({name: partial(self._solve, name, stats) for name, stats in matrices.items()})
+        for name in matrices:
+            self._write(name, *found[name])
+
+    def _solve(self, name: str, stats: Statistics) -> tuple[Fit, float]:
         linear, started = self.linears[name], time.perf_counter()
         with self.clock("solve"):
             target, solution = named(name, lambda: self.method.prune_matrix(linear.weight.detach().float(), stats,
                                                                             self.shares[name]))
         seconds = time.perf_counter() - started
         with self.clock("error"):
-            self._write(name, Fit.of(target, solution, stats, linear.weight.dtype), seconds)
+            return Fit.of(target, solution, stats, linear.weight.dtype), seconds
 
     def _write(self, name: str, fit: Fit, seconds: float) -> None:
         """Put the new weight into the model and a row into the report."""
         weight, solution = self.linears[name].weight, fit.solution
-        weight.copy_(solution.weight.to(weight.dtype))
+        weight.copy_(solution.weight.to(weight.device, weight.dtype))
         self.report.rows.append(MatrixRow(
             name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape),
             (weight == 0).float().mean(dtype=torch.float64).item(), fit.before, fit.after, fit.tokens, solution.damp,

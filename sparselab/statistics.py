@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ranks
 from .errors import SparselabError
 from .factor import add_gram, inverse_factor, tensor_cores
 
@@ -101,7 +102,10 @@ class Statistics:
         return hessian
 
     def finish(self, name: str) -> "Statistics":
-        """Mirror the Gram matrix' lower half, and refuse what is not finite, naming the module."""
+        """Add up what other processes saw, mirror the Gram matrix' lower half, and refuse what is not finite, naming the
+        module."""
+        ranks.add_up(self.square, self.sums, self.between, self.gram, self.cross, self.drift)
+        self.tokens, self.sequences = ranks.total(self.tokens), ranks.total(self.sequences)
         if self.gram is not None:
             self.gram = self.gram.tril().add_(self.gram.tril(-1).T)
             self.square = self.gram.diagonal().clone()

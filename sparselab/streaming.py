@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor, nn
 
+from . import ranks
 from .checkpoint import INDEX, Checkpoint
 from .errors import SparselabError
 from .models import blocks_of, family_of, quiet, tokenizer_of
@@ -30,6 +31,9 @@ class Resident:
 
     def begin(self, settings: dict, report: Report) -> None:
         """Nothing to go on with."""
+
+    def follow(self, settings: dict, report: Report) -> None:
+        """The same for a process that does not write."""
 
     def load(self, layer: int) -> nn.Module:
         """The block, with its weights."""
@@ -63,6 +67,7 @@ class Streamed:
         self.out = Path(out).expanduser().absolute()
         if self.out.exists():
             raise SparselabError(f"{self.out} exists already. Choose another folder for out=.")
+        ranks.wait()                                                         # nobody writes before all have looked
         self.part = self.out.with_name(self.out.name + ".part")
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
@@ -134,6 +139,10 @@ class Streamed:
                                  "MiB free. Free some disk space or choose another folder for out=.")
         self._guard(self._write, 0, self.outside)
 
+    def follow(self, settings: dict, report: Report) -> None:
+        """What `begin` does, in a process that does not write: the first one has made the folder."""
+        self._go_on(settings, report)
+
     def _go_on(self, settings: dict, report: Report) -> None:
         found = json.loads((self.part / MANIFEST).read_text())
         for key, value in settings.items():
@@ -147,7 +156,7 @@ class Streamed:
 
     def finish(self, layer: int, report: Report) -> None:
         """Write the block as a shard, if it is new, and free its memory."""
-        if layer >= self.done:
+        if layer >= self.done and ranks.rank() == 0:
             weights = self.blocks[layer].state_dict()
             block = {f"{self.prefix}.{layer}.{key}": value.to("cpu") for key, value in weights.items()}
             entry = {"rows": [asdict(row) for row in report.rows if row.layer == layer],
@@ -162,7 +171,9 @@ class Streamed:
         """Write what makes a folder of shards a model, and give it its name."""
         self._wait()
         self.reader.shutdown()
-        self._guard(self._complete, report)
+        if ranks.rank() == 0:
+            self._guard(self._complete, report)
+        ranks.wait()
 
     def abandon(self) -> None:
         """The run has ended. After an error let what is being written end; finished blocks stay for the next call."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ranks
 from ..errors import SparselabError
 from ..patterns import Pattern
 from ..refit import refit
@@ -226,6 +227,7 @@ class FeedForward:
         inputs = Statistics(self.x.shape[1], self.x.device, needs=needs - {"cross"})
         for part in self.parts():
             inputs.add(self.x[part])
+        ranks.add_up(*self.aims.values())
         return inputs.finish("the feed-forward network"), self.aims
 
     def _add_aims(self, aims: dict[str, Tensor], part: slice, z: Tensor, s: Tensor | None) -> None:
@@ -242,18 +244,21 @@ class FeedForward:
             a = self.activation(*self.before(weights, part)) if self.p is None else self.p[part]
             hidden.add(a)
             outputs.addmm_(self.y[part].T, a)
+        ranks.add_up(outputs)
         return hidden.finish("the second linear of the feed-forward network"), outputs
 
     def relative_error(self, weights: dict[str, Tensor], hidden: Statistics, outputs: Tensor) -> float:
         """||Y - W2 a|| / ||Y|| for what the weights really make of x: from W2's Gram matrix where that is of a, else from
         a pass over the tokens."""
         down, whole = weights["down"], square(self.y)
+        ranks.add_up(whole)
         if self.p is None:
             rest = whole - 2 * (down * outputs).sum(dtype=torch.float64) + ((down @ hidden.gram) * down).sum(
                 dtype=torch.float64)
         else:
             rest = sum(square(self.y[part] - self.activation(*self.before(weights, part)) @ down.T)
                        for part in self.parts())
+            ranks.add_up(rest)
         return (rest.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(rest > 0)
 
     def update(self, weights: dict[str, Tensor], alpha: float, beta: float, gamma: float, *, last: bool = False
@@ -280,7 +285,9 @@ class FeedForward:
             sums += torch.stack((first, beta * square(y - p @ down.T), gamma * square(p - self.activation(z, s))))
             if not last:
                 self._add_aims(aims, part, z, s)
-        return aims, dict(zip(("alpha_term", "beta_term", "gamma_term"), (sums / self.filled).tolist(), strict=True))
+        ranks.add_up(sums, *aims.values())
+        terms = (sums / ranks.total(self.filled)).tolist()
+        return aims, dict(zip(("alpha_term", "beta_term", "gamma_term"), terms, strict=True))
 
 
 # --- the sub-problems, each solved exactly or by steps that never make it worse ---------------------------------------
