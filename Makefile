@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p sparselab.testing.nbval_plugin
 
-.PHONY: setup demo lab test bench lint doctor notebooks readme clean
+.PHONY: setup demo lab test bench lint doctor notebooks readme tables students html clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -30,7 +30,8 @@ test: setup lint
 
 bench: setup
 	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \
-	  $(BIN)/python bench/whole_model.py --repeat 2; } 2>/dev/null | tee bench/results.txt
+	  $(BIN)/python bench/whole_model.py --repeat 2; echo; $(BIN)/python bench/sparsellm_block.py; } 2>/dev/null \
+	  | tee bench/results.txt
 
 lint: setup
 	$(BIN)/ruff check
@@ -41,6 +42,23 @@ doctor: setup
 # Execute the notebooks from top to bottom, in place; then `git diff` shows what changed.
 notebooks: setup
 	$(BIN)/python -m sparselab.testing.execute notebooks/*.ipynb
+
+# The long sweeps behind the README's tables and notebook 09: an hour on two cores; broken off, they go on.
+BOOKS := $(SPARSELAB_DATA)/books-train.txt.xz
+tables: setup
+	test -z "$(SPARSELAB_DATA)" || $(BIN)/python -m sparselab sweep --calibration $(BOOKS) --out bench/opt-mini.csv \
+	  --texts $(SPARSELAB_DATA)/books-heldout.txt.xz,wikitext2,ptb,demo
+	$(BIN)/python -m sparselab sweep --model smollm2-135m --samples 16 --seqlen 512 --windows 24 --sparsities 0.5,0.7 \
+	  --methods wanda,sparsegpt,sparsellm --out bench/smollm2.csv
+	$(BIN)/python -m sparselab tables --readme README.md
+
+# The course as web pages; of nbconvert's templates, classic is the one that keeps the pictures' alt texts.
+html: setup
+	$(BIN)/jupyter nbconvert --to html --template classic --output-dir build/html notebooks/*.ipynb
+
+# The students' edition of the course: the same notebooks without the folded solutions.
+students: setup
+	$(BIN)/python -m sparselab students
 
 # Run the demo and put its table and figure into the README.
 readme: setup

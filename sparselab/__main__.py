@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
     demo.add_argument("--out", type=Path, default=Path("build/demo"))
     demo.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
+    students = _command(commands, "students", _students, "write the students' edition of the notebooks: no solutions")
+    students.add_argument("--out", type=Path, default=Path("build/students"))
+    tables = _command(commands, "tables", _tables, "the results of recorded sweeps as tables, for reading or for the README")
+    tables.add_argument("files", nargs="*", type=Path, help="default: those in bench/")
+    tables.add_argument("--readme", type=Path, help="put them between the markers of this file")
     _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
     _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
     return parser
@@ -189,6 +194,21 @@ def _sweep(options) -> None:
 def _demo(options) -> None:
     from .demo import demo
     demo(options.out, options.readme)
+
+
+def _students(options) -> None:
+    from .course.student import write_student_edition
+    for file in sorted(Path("notebooks").glob("*.ipynb")):
+        print(write_student_edition(file, options.out))
+
+
+def _tables(options) -> None:
+    from .demo import insert
+    from .sweep import TABLES, markdown
+    text = "\n\n".join(map(markdown, options.files or [Path("bench", name) for name in TABLES]))
+    if options.readme:
+        insert(options.readme, text, "tables")
+    print(text)
 
 
 def _fetch(options) -> None:

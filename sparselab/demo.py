@@ -18,7 +18,7 @@ from .texts import calibration, tokens
 
 PROMPT = {"opt-mini": "The old man opened the door and", "smollm2-135m": "The three most important things in life are"}
 TABLE_FILE, FIGURE_FILE = "demo.md", "demo.png"
-MARKERS = ("<!-- made by `make readme`: begin -->", "<!-- end -->")
+BEGIN, END = "<!-- made by `make {}`: begin -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,12 @@ def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) 
     return canvas
 
 
-def insert(readme: Path, text: str) -> None:
-    """Put a text between the README's markers."""
-    head, rest = readme.read_text(encoding="utf8").split(MARKERS[0])
-    tail = rest.split(MARKERS[1])[1]
-    readme.write_text(f"{head}{MARKERS[0]}\n{text}\n{MARKERS[1]}{tail}", encoding="utf8")
+def insert(readme: Path, text: str, command: str = "readme") -> None:
+    """Put a text between the markers that name its command, `make readme`."""
+    begin = BEGIN.format(command)
+    head, rest = readme.read_text(encoding="utf8").split(begin)
+    tail = rest.split(END, 1)[1]
+    readme.write_text(f"{head}{begin}\n{text}\n{END}{tail}", encoding="utf8")
 
 
 def demo(out: Path, readme: Path | None = None) -> None:

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 from nbformat import NotebookNode, v4
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOK_FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(NOTEBOOK_FOLDER.glob("*.ipynb"))
 
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
 TAGS = NOT_COMPARED | {"raises-exception", "solution", "exercise", "hide-input"}
 MOST_LINES = 20
 MOST_BYTES = 500_000
 ALT_WORDS = 3
+MEDIAN_LINES = 6
+LESSON = (r"You will be able to", r"You need", r"^## .*Exercises", r"^## .*Summary", r"^## .*Questions", r"^## .*References")
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<\])}])/(?:(?:home|root|Users|tmp|mnt|opt|usr|work|content)\b|[\w.-]+/[\w.-]+)"
                            r"|\b[A-Z]:\\+(?:Users|Windows|Temp)\b")
@@ -186,10 +190,56 @@ def opens_with_cost(notebook):
 
 
 @check
+def cells_are_mostly_short(notebook):
+    """Half of the code cells have at most 6 lines."""
+    lengths = sorted(len(cell.source.splitlines()) for _, cell in cells(notebook, "code"))
+    if lengths and (median := lengths[len(lengths) // 2]) > MEDIAN_LINES:
+        yield f"half of the code cells have {median} lines or more, above {MEDIAN_LINES}"
+
+
+@check
+def equations_count_up(notebook):
+    """Numbered equations go 1, 2, 3; a number is used once."""
+    text = "\n".join(cell.source for _, cell in cells(notebook, "markdown"))
+    numbers = [int(a or b) for a, b in re.findall(r"\\q+uad\s*\((\d+)\)|\\tag\{(\d+)\}", text)]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"equations are numbered {numbers}"
+
+
+@check
+def links_lead_somewhere(notebook):
+    """Links to other notebooks and files exist."""
+    for name, cell in cells(notebook, "markdown"):
+        for target in re.findall(r"(?<!!)\[[^\]]*\]\((?!https?:|#|mailto:)([^)#\s]+)", cell.source):
+            if not (NOTEBOOK_FOLDER / target).exists():
+                yield f"{name} links to {target}, which is not there"
+
+
+@check
+def lessons_are_complete(notebook):
+    """A lesson says what it teaches and needs, and ends with a summary, questions and references."""
+    text = "\n".join(cell.source for _, cell in cells(notebook, "markdown"))
+    if "course.check(" in "".join(cell.source for _, cell in cells(notebook, "code")):
+        for part in LESSON:
+            if not re.search(part, text, re.MULTILINE):
+                yield f"nothing in the text matches {part!r}"
+
+
+@check
 def small(notebook):
     """Notebooks are read in browsers and reviewed in diffs."""
     if (size := len(nbformat.writes(notebook).encode())) > MOST_BYTES:
         yield f"{size} bytes, more than {MOST_BYTES}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_as_a_web_page(path):
+    """Rendered to HTML: every picture has its own description, and no formula is left as plain text."""
+    page, _ = HTMLExporter(template_name="classic").from_filename(path)       # keeps alt texts, unlike lab
+    assert "No description has been provided" not in page
+    assert all(re.search(r'alt="[^"]{10,}', tag) for tag in re.findall(r"<img[^>]*>", page))
+    prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$|<(pre|script|style|code)\b.*?</\1>", "", page, flags=re.DOTALL)
+    assert not re.findall(r"\\(?:frac|sum|lVert|mathbb|top|hat|bar)\b", prose)
 
 
 def test_there_are_notebooks():
@@ -225,6 +275,7 @@ def sound() -> NotebookNode:
         v4.new_markdown_cell("# Masks\n25 min to read, 40 s to run on a laptop"),
         v4.new_code_cell("n, m = 2, 4\nassert (n\n        != m)\nf'{n}/data/a'", metadata={"tags": ["hide-input"]}),
         v4.new_markdown_cell("## Paths\n```sh\n#### no heading\n```\n[paper](https://arxiv.org/abs/2301.00774) and/or "
+                             r"$$a \qquad (1)$$ $$b \tag{2}$$ [see](00_start_here.ipynb) "
                              "data/models/opt-mini, 1/2/3, ../data/texts\n<details>\n$\\|WX\\|/\\|X\\|$</details>"),
         v4.new_code_cell("1 / 0", outputs=[error()], metadata={"tags": ["raises-exception"]}),
         v4.new_markdown_cell('### Figure\n![scores of one row](row.png) <img src="a.png" alt="mask of one layer">'),
@@ -299,6 +350,12 @@ MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
     (opens_with_cost, "two lines", source(0, "# Masks\n25 min to read\n40 s to run")),
     (opens_with_cost, "code first", lambda notebook: notebook.cells.pop(0)),
     (opens_with_cost, "empty", lambda notebook: notebook.cells.clear()),
+    (cells_are_mostly_short, "seven lines", lambda notebook: [
+        cell.update(source="x = 1\n" * 7) for cell in notebook.cells if cell.cell_type == "code"]),
+    (equations_count_up, "a gap", source(MARKDOWN, r"$$x \qquad (1)$$ $$y \qquad (3)$$")),
+    (equations_count_up, "twice", source(MARKDOWN, r"$$x \tag{1}$$ $$y \qquad (1)$$")),
+    (links_lead_somewhere, "no such file", source(MARKDOWN, "see [02](02_nothing.ipynb)")),
+    (lessons_are_complete, "no summary", source(CODE, "f = course.check('01.1', f)")),
     (small, "a large figure", outputs(CODE, printed("x" * MOST_BYTES))),
 ]
 

@@ -4,7 +4,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from sparselab.demo import MARKERS, insert
+from sparselab.demo import BEGIN, END, insert
+from sparselab.sweep import TABLES, markdown
 
 README = (ROOT / "README.md").read_text()
 
@@ -15,16 +16,22 @@ def test_links_lead_somewhere(target):
 
 
 def test_the_table_is_the_demos():
-    table = README.split(MARKERS[0])[1].split(MARKERS[1])[0]
+    table = README.split(BEGIN.format("readme"))[1].split(END)[0]
     for words in ("dense", "magnitude", "Wanda", "SparseGPT", "opt-mini", "smollm2-135m", "50.0%", "70.0%"):
         assert words in table
 
 
 def test_insert_replaces_what_stood_between_the_markers(tmp_path):
-    file = tmp_path / "README.md"
-    file.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
-    insert(file, "new")
-    assert file.read_text() == f"before\n{MARKERS[0]}\nnew\n{MARKERS[1]}\nafter\n"
+    file, begin = tmp_path / "README.md", BEGIN.format("tables")
+    other = f"{BEGIN.format('readme')}\nkept\n{END}\n"
+    file.write_text(f"{other}before\n{begin}\nold\n{END}\nafter\n")
+    insert(file, "new", "tables")
+    assert file.read_text() == f"{other}before\n{begin}\nnew\n{END}\nafter\n"
+
+
+def test_the_tables_are_the_recorded_sweeps():
+    table = README.split(BEGIN.format("tables"))[1].split(END)[0]
+    assert table.strip() == "\n\n".join(markdown(ROOT / "bench" / name) for name in TABLES).strip()
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
-"""Execute notebooks from top to bottom, in place: python -m sparselab.testing.execute notebooks/*.ipynb"""
+"""Execute notebooks from top to bottom: python -m sparselab.testing.execute [--copies FOLDER] notebooks/*.ipynb
+
+In place, or as copies in a folder: with SPARSELAB_MODEL naming another model, and no trace in the repository.
+"""
+import argparse
 import json
 import os
 import re
-import sys
+import shutil
 import time
 from pathlib import Path
 
@@ -62,6 +66,17 @@ def _note_cost(file: Path, notebook: nbformat.NotebookNode, cost: dict[str, int]
         card.source = re.sub(rf"\d+( {words})", rf"{cost[key]}\1", card.source)
 
 
+def main() -> None:
+    """Run the notebooks that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    parser.add_argument("--copies", type=Path, metavar="FOLDER", help="leave the notebooks as they are")
+    args = parser.parse_args()
+    if args.copies:
+        args.copies.mkdir(parents=True, exist_ok=True)
+    for file in tqdm(args.notebooks, unit="notebook"):
+        execute(Path(shutil.copy(file, args.copies)) if args.copies else file)
+
+
 if __name__ == "__main__":
-    for name in tqdm(sys.argv[1:], unit="notebook"):
-        execute(Path(name))
+    main()

@@ -1,0 +1,83 @@
+"""Notebooks in JupyterLab, as their readers have them: run all, move a slider, see the picture change."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WITH_SLIDERS = [file for file in sorted((ROOT / "notebooks").glob("*.ipynb")) if "course.explore(" in file.read_text()][:2]
+SCREENSHOTS = ROOT / "build" / "screenshots"
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt install chromium")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on copies of the notebooks, without a token, on a port that is free; gives its address and folder."""
+    folder = tmp_path_factory.mktemp("lab")
+    for file in WITH_SLIDERS:
+        shutil.copy(file, folder)
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"windowingMode": "none"}))               # all cells are on the page
+    environment = {**os.environ, "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "HF_HUB_OFFLINE": "1",
+                   "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    environment.pop("SPARSELAB_STATIC", None)
+    options = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=", "--expose-app-in-browser",
+               f"--ServerApp.root_dir={folder}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", *options], env=environment,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield _address(folder / "runtime")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _address(runtime: Path) -> str:
+    for _ in range(120):
+        for file in runtime.glob("jpserver-*.json"):
+            return json.loads(file.read_text())["url"]
+        time.sleep(0.5)
+    raise AssertionError("JupyterLab did not start within a minute")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium of the system."""
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.mark.parametrize("file", WITH_SLIDERS, ids=lambda file: file.stem)
+def test_run_all_and_move_a_slider(lab, browser, file):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{lab}doc/tree/{file.name}", wait_until="load", timeout=120_000)
+    page.wait_for_function("window.jupyterapp && document.querySelectorAll('.jp-CodeCell').length > 5", timeout=120_000)
+    page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'",
+                           timeout=120_000)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    done = "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.innerText))"
+    page.wait_for_function(f"({done})() && document.querySelectorAll('.widget-image').length > 0", timeout=400_000)
+    picture = page.locator(".widget-image").first
+    picture.scroll_into_view_if_needed()
+    before = picture.get_attribute("src")
+    page.locator(".noUi-handle").first.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("old => document.querySelector('.widget-image').src !== old", arg=before, timeout=20_000)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{file.stem}.png")
+    text = page.inner_text("body")
+    assert "Error displaying widget" not in text and "Traceback" not in text
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    page.close()
