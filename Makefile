@@ -24,9 +24,10 @@ demo: setup
 lab: setup
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
+# Two processes of one thread each: the tests are many and small, and two cores are what a laptop has.
 test: setup lint
-	$(BIN)/python -m pytest tests -q
-	$(BIN)/python -m pytest notebooks -q $(NBVAL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks -q -n 2 --dist loadscope $(NBVAL)
 
 bench: setup
 	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \
