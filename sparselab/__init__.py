@@ -17,8 +17,9 @@ from .planning import Plan, plan
 from .report import Report, save
 from .statistics import Statistics
 from .texts import CORPORA, calibration, tokens
+from .training import Training, finetune
 
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
            "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
-           "Wanda", "blocks_of", "calibration", "family_of", "known_dense", "linears_of", "load",
-           "perplexity", "plan", "prune", "save", "tokens", "write"]
+           "Training", "Wanda", "blocks_of", "calibration", "family_of", "finetune", "known_dense",
+           "linears_of", "load", "perplexity", "plan", "prune", "save", "tokens", "write"]

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from .errors import SparselabError, nearest
+from .packing import PACKED, read_packed
 
 ROOT = Path(__file__).resolve().parents[1]
 OPT_MINI = ROOT / "data" / "opt-mini"
@@ -122,7 +123,10 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
     refuse_other_families(config, name)
     with quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+            if (Path(folder) / PACKED).exists():
+                model = read_packed(Path(folder), config, dtype)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
             raise explained(name, error) from error

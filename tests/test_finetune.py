@@ -1,0 +1,42 @@
+"""Fine-tuning keeps every zero and lowers the loss."""
+import pytest
+import torch
+from conftest import TINY
+
+import sparselab as sl
+from sparselab import training as module
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_zeros_stay_and_the_loss_falls(family, windows, monkeypatch):
+    model = TINY[family]()
+    sl.prune(model, windows, method="magnitude", sparsity=0.7, progress=False)
+    masks = {name: linear.weight != 0 for name, linear in sl.linears_of(model).items()}
+    seen, keep = [], module.keep_zeros
+
+    def watched(given):
+        keep(given)
+        seen.append(all(not linear.weight[~masks[name]].any() for name, linear in sl.linears_of(model).items()))
+
+    monkeypatch.setattr(module, "keep_zeros", watched)
+    result = sl.finetune(model, windows, steps=30, batch=4, rate=1e-3, progress=False)
+    assert len(seen) == 30 and all(seen)                                     # after every step
+    assert result.losses[-1] < result.losses[0] - 0.05
+    assert result.sparsity[1] >= result.sparsity[0] == pytest.approx(0.7, abs=0.01)
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_weights(windows):
+    results = []
+    for _ in range(2):
+        model = TINY["opt"]()
+        sl.finetune(model, windows, steps=3, batch=2, progress=False)
+        results.append(model.state_dict())
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_wrong_settings_are_refused(windows):
+    with pytest.raises(sl.SparselabError, match="positive"):
+        sl.finetune(TINY["opt"](), windows, steps=0)
+    with pytest.raises(sl.SparselabError, match="float16"):
+        sl.finetune(TINY["opt"]().half(), windows, steps=1)
