@@ -204,8 +204,8 @@ def _students(options) -> None:
 
 def _tables(options) -> None:
     from .demo import insert
-    from .sweep import TABLES, markdown
-    text = "\n\n".join(map(markdown, options.files or [Path("bench", name) for name in TABLES]))
+    from .sweep import markdown, recorded
+    text = "\n\n".join(map(markdown, options.files or recorded(Path("bench"))))
     if options.readme:
         insert(options.readme, text, "tables")
     print(text)

@@ -115,6 +115,11 @@ def claims(table: pd.DataFrame, base: str = "sparsegpt") -> pd.DataFrame:
 
 
 
+def recorded(folder: Path) -> list[Path]:
+    """The tables' files that are there."""
+    return [folder / name for name in TABLES if (folder / name).exists()]
+
+
 def markdown(file: Path) -> str:
     """A recorded sweep as Markdown: for each text perplexities by method and pattern, the lowest of a pattern bold; then
     the excess as a share of SparseGPT's."""

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 import sparselab as sl
 from sparselab.__main__ import main
@@ -70,3 +71,32 @@ def test_the_dense_weights_come_back_between_runs():
     both, _ = compare(setting, ("magnitude", "wanda"), (0.9, 0.5), progress=False)
     assert both.perplexity[1] == pytest.approx(after.perplexity[1], rel=1e-6)
     assert both.perplexity[4] == pytest.approx(alone.perplexity[1], rel=1e-6)
+
+
+def test_plan_stream_and_dry_run(tmp_path, capsys):
+    assert main(["plan", "--method", "wanda", "--samples", "4", "--seqlen", "64"]) == 0
+    assert "statistics" in capsys.readouterr().out
+    options = ["prune", "--method", "wanda", "--samples", "4", "--layers", "0:2", *SMALL]
+    assert main([*options, "--dry-run"]) == 0
+    assert "dry run of block 0" in capsys.readouterr().out
+    out = str(tmp_path / "streamed")
+    assert main([*options, "--stream", "--out", out]) == 0
+    assert "12 matrices in 2 of 8 blocks" in capsys.readouterr().out
+    assert main(["evaluate", "--model", out, *SMALL]) == 0
+    assert main([*options, "--stream"]) == 1 and "say where" in capsys.readouterr().err
+
+
+def test_sweep_and_its_tables(tmp_path, capsys):
+    file = str(tmp_path / "sweep.csv")
+    assert main(["sweep", "--methods", "sparsegpt,wanda", "--sparsities", "0.7", "--samples", "4", "--seqlen", "64",
+                 "--windows", "4", "--out", file]) == 0
+    assert "share of SparseGPT's" in capsys.readouterr().out
+    assert main(["tables", file]) == 0
+    printed = capsys.readouterr().out
+    assert "| sparsegpt | **" in printed and "calibration 4 x 64 tokens of demo" in printed
+
+
+def test_students_edition(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["students", "--out", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*.ipynb"))) == len(list((ROOT / "notebooks").glob("*.ipynb")))
