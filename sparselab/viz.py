@@ -89,6 +89,19 @@ def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None 
     axis.grid(False)
 
 
+def matrices(panels: dict[str, Tensor], *, masks: list[Tensor | None] | None = None, highlight: Tensor | None = None,
+             size: tuple[float, float] = (9, 2.7)) -> Figure:
+    """Small matrices by title, side by side with their numbers. masks: one for each panel, None where nothing is pruned;
+    highlight: frames in every panel; size: inches."""
+    with style():
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False,
+                                    width_ratios=[matrix.shape[1] for matrix in panels.values()])
+        for axis, (title, matrix), mask in zip(axes[0], panels.items(), masks or [None] * len(panels), strict=True):
+            whole = bool((matrix == matrix.round()).all())
+            numbers(axis, matrix, title, mask=mask, highlight=highlight, digits=0 if whole else 1)
+    return figure
+
+
 def _cells(matrix: Tensor):
     return (((row, column), value) for row, values in enumerate(matrix.tolist()) for column, value in enumerate(values))
 
