@@ -238,7 +238,7 @@ def test_as_a_web_page(path):
     page, _ = HTMLExporter(template_name="classic").from_filename(path)       # keeps alt texts, unlike lab
     assert "No description has been provided" not in page
     assert all(re.search(r'alt="[^"]{10,}', tag) for tag in re.findall(r"<img[^>]*>", page))
-    prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$|<(pre|script|style|code)\b.*?</\1>", "", page, flags=re.DOTALL)
+    prose = re.sub(r"\$\$.*?\$\$|\$[^$]{1,300}\$|<(pre|script|style|code)\b.*?</\1>", "", page, flags=re.DOTALL)
     assert not re.findall(r"\\(?:frac|sum|lVert|mathbb|top|hat|bar)\b", prose)
 
 
