@@ -32,3 +32,9 @@ def test_a_sweep_is_resumed_and_its_rows_are_complete(tmp_path):
                                                                                        progress=False)
     assert len(more) == 2                                        # nothing is run twice
     assert pd.read_csv(file).sparsity.between(0.49, 0.51).all()
+
+
+def test_published_knows_its_families():
+    assert sl.SparseLLM.published("opt") == sl.SparseLLM.published("OPT") != sl.SparseLLM.published("llama")
+    with pytest.raises(sl.SparselabError, match="two variants"):
+        sl.SparseLLM.published("gpt2")

@@ -75,8 +75,10 @@ class SparseLLM(Method):
         OPT by ten gradient steps), the last epoch kept, no refit. In float32, with regressions of a ridge of 1e-6 (more
         where that cannot be factored) for the pseudo-inverses, and bounded gate steps; their 1 epoch for LLaMA's blocks
         1, 30 and 31 was a guard against the divergence of the gate step and is not needed."""
+        if family.upper() not in ("OPT", "LLAMA"):
+            raise SparselabError(f"SparseLLM.published({family!r}): the published code has two variants, 'OPT' and 'LLaMA'.")
         return cls(epochs, 1.0, 1.0, 1.0, improve=False, realised=False, keep_best=False, ridge=1e-6, new_masks=True,
-                   refit=False, down="descent" if family == "OPT" else "regression", targets="dense-block")
+                   refit=False, down="descent" if family.upper() == "OPT" else "regression", targets="dense-block")
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """One matrix on its own: those of attention, and every step for one of the FFN."""
