@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from .errors import SparselabError
-from .models import explained, family_of, locate, quiet, refuse_other_families, remember_tokenizer
+from .models import explained, family_of, locate, quiet, read_config, remember_tokenizer
+from .packing import stored_tensors
 
 INDEX = "model.safetensors.index.json"
 FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]
@@ -24,21 +25,18 @@ class Checkpoint:
         self.name = str(name)
         location, options = locate(self.name)
         self.folder = Path(location) if Path(location).is_dir() else _fetched(name, options)
-        self.config = read_config(self.name, self.folder)
+        self.config = read_config(self.name, self.folder, {"local_files_only": True})
         self.files = {key: file for key, file in _index(self.folder, self.name).items() if LEFT_OUT not in key}
-        self.sizes = {str(file.name): file.stat().st_size for file in set(self.files.values())}
 
     def skeleton(self, dtype: torch.dtype | str | None) -> PreTrainedModel:
         """The model without memory for its parameters (its buffers are real), in evaluation mode."""
-        with init_empty_weights(), quiet():
-            model = AutoModelForCausalLM.from_config(self.config, dtype=self._dtype(dtype))
-        model.tie_weights()
+        model = empty_model(self.config, self._dtype(dtype))
         model.sparselab_name = self.name
         with quiet():
             remember_tokenizer(model, AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
         prefix = family_of(model).blocks.split(".")[0] + "."                 # some checkpoints leave 'model.' out
         self.files |= {prefix + key: file for key, file in self.files.items() if prefix + key in model.state_dict()}
-        missing = sorted(key for key in self.stored(model) if key not in self.files)
+        missing = sorted(key for key in stored_tensors(model) if key not in self.files)
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise SparselabError(f"{self.name}: its files hold no tensor {missing[0]}{more}: they are not complete, or "
@@ -48,12 +46,6 @@ class Checkpoint:
     def _dtype(self, dtype: torch.dtype | str | None) -> torch.dtype:
         found = self.config.dtype if dtype in (None, "auto") else dtype
         return found or torch.float32
-
-    @staticmethod
-    def stored(model: nn.Module) -> list[str]:
-        """Names of the model's tensors, each once: a tied output head is the embedding."""
-        return list(dict(model.named_parameters())) + [
-            name for name, _ in model.named_buffers() if name in model.state_dict()]
 
     def read(self, names: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by name, each as large and of the dtype of the (memory-less) one given for it, on the CPU."""
@@ -86,17 +78,15 @@ def _fetched(name: str | Path, options: dict) -> Path:
 def config_of(name: str) -> PretrainedConfig:
     """A model's configuration, by its name alone."""
     location, options = locate(name)
-    return read_config(name, location, **options)
+    return read_config(name, location, options)
 
 
-def read_config(name: str, location: str | Path, **options) -> PretrainedConfig:
-    """config.json of a folder or Hub id, of a family that can be pruned."""
-    try:
-        config = AutoConfig.from_pretrained(location, **(options or {"local_files_only": True}))
-    except Exception as error:
-        raise explained(name, error) from error
-    refuse_other_families(config, name)
-    return config
+def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model without memory for its parameters; its buffers are real."""
+    with init_empty_weights(), quiet():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model
 
 
 def _index(folder: Path, name: str) -> dict[str, Path]:
@@ -120,7 +110,12 @@ def _keys(file: Path, name: str) -> list[str]:
     if not file.exists():
         raise SparselabError(f"{name}: {file.name} is missing. Download the model again.")
     try:
-        with safe_open(file, "pt") as opened:
-            return list(opened.keys())
+        return load_header(file)
     except (SafetensorError, OSError) as error:
         raise SparselabError(f"{name}: {file.name} is broken ({error}). Download it again.") from error
+
+
+def load_header(file: Path) -> list[str]:
+    """The names of the tensors in a safetensors file."""
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +64,7 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     given = {"refit": refit, "targets": targets, "in_order": in_order}
     method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
     pattern = Pattern.parse(sparsity)
-    source = _source(model, out if out or not dry_run else Path(gettempdir()) / "sparselab-dry-run", dtype, device)
+    source = _source(model, out, dtype, device, dry_run)
     try:
         run = _prepare(source, calibration, method, pattern, layers, modules)
         if dry_run:
@@ -79,11 +78,14 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     return report
 
 
-def _source(model: nn.Module | str | Path, out, dtype, device) -> Resident | Streamed:
+def _source(model: nn.Module | str | Path, out, dtype, device, dry_run: bool) -> Resident | Streamed:
     if not isinstance(model, nn.Module):
+        if out is None and not dry_run:
+            raise SparselabError(f"prune({str(model)!r}) reads a model block by block and writes the result: say where, "
+                                 "out='folder'. To prune in memory, pass the model that sl.load gives.")
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return Streamed(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
-    if dtype or device or (out and "dry-run" not in str(out)):
+    if out or dtype or device:
         raise SparselabError("out=, dtype= and device= belong to a model given by name. A model in memory is pruned in "
                              "place, as it is; write it with sl.save.")
     return Resident(model)

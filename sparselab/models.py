@@ -11,7 +11,14 @@ from urllib.parse import urlparse
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from .errors import SparselabError, nearest
@@ -119,8 +126,7 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
         raise SparselabError("device='cuda' was asked for, but torch sees no GPU here. Use device='cpu'.")
     dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
     folder, options = locate(str(name))
-    config = _config(name, folder, options)
-    refuse_other_families(config, name)
+    config = read_config(name, folder, options)
     with quiet():
         try:
             if (Path(folder) / PACKED).exists():
@@ -164,15 +170,18 @@ def locate(name: str) -> tuple[str, dict]:
     return name, {"local_files_only": not online()}
 
 
-def _config(name, folder: str, options: dict):
+def read_config(name: str | Path, folder: str | Path, options: dict) -> PretrainedConfig:
+    """config.json of a folder or Hub id, of a family that can be pruned."""
     with quiet():
         try:
-            return AutoConfig.from_pretrained(folder, **options)
+            config = AutoConfig.from_pretrained(folder, **options)
         except Exception as error:
             raise explained(name, error) from error
+    _refuse_other_families(config, name)
+    return config
 
 
-def refuse_other_families(config, name: str | Path) -> None:
+def _refuse_other_families(config: PretrainedConfig, name: str | Path) -> None:
     """Build the model without memory and look at its structure, before any weight is read or downloaded."""
     try:
         with torch.device("meta"), quiet():

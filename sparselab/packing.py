@@ -40,7 +40,7 @@ def unpack(bits: Tensor, values: Tensor, shape: list[int]) -> Tensor:
 def write_packed(model: nn.Module, folder: Path) -> None:
     """All tensors of a model into one file; matrices that gain from it are packed."""
     tensors, shapes = {}, {}
-    for name, value in _stored(model).items():
+    for name, value in stored_tensors(model).items():
         value = value.detach().cpu().contiguous()
         if value.ndim == 2 and (value == 0).float().mean(dtype=torch.float64) > 1 / (8 * value.element_size()):
             tensors[name + ".bits"], tensors[name + ".values"] = pack(value)
@@ -60,12 +60,12 @@ def read_packed(folder: Path, config: PretrainedConfig, dtype: torch.dtype | str
     first = next(iter(tensors.values()))
     model = AutoModelForCausalLM.from_config(config, dtype=first.dtype if dtype == "auto" else dtype)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if unexpected or {*missing} & {*_stored(model)}:
+    if unexpected or {*missing} & {*stored_tensors(model)}:
         raise SparselabError(f"{folder / PACKED} does not belong to the config.json beside it.")
     return model
 
 
-def _stored(model: nn.Module) -> dict[str, Tensor]:
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Tensors by name, a shared one (a tied output head) once."""
     kept = model.state_dict()
     return {name: value for name, value in (*model.named_parameters(), *model.named_buffers()) if name in kept}

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
-from .checkpoint import config_of
+from .checkpoint import config_of, empty_model
 from .memory import TOKENS_AT_ONCE, free_bytes
 from .methods import DENSE_BLOCK, Method, SparseLLM, find_method
-from .models import Family, blocks_of, family_of, quiet
+from .models import Family, blocks_of, family_of
 from .statistics import GRAM
 
 GIB = 2**30
@@ -76,9 +75,7 @@ class Shape:
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Shape":
         """From a model without memory."""
-        with init_empty_weights(), quiet():
-            model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()
+        model = empty_model(config)
         family, blocks = family_of(model), blocks_of(model)
         block = sum(p.numel() for p in blocks[0].parameters())
         linears = [[blocks[0].get_submodule(name) for name in group] for group in family.groups]
@@ -94,8 +91,8 @@ def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt
 
     model: a name (only its config.json is read) or a configuration of transformers. The memory is what the engine
     allocates, term by term; the seconds are its matrix products over half of the speed that a large product reaches on
-    the device now (measured in a second; `measure=False` leaves them out). Within a factor of two on the machines where
-    it was tried (bench/plan.txt); `sl.prune(..., dry_run=True)` measures a block.
+    the device now (measured in a second; `measure=False` leaves them out). `sl.prune(..., dry_run=True)` measures a
+    block instead.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = model if isinstance(model, PretrainedConfig) else config_of(str(model))

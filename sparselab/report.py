@@ -37,6 +37,11 @@ class MatrixRow:
     seconds: float
     peak_bytes: int
 
+    @classmethod
+    def of(cls, row: dict) -> "MatrixRow":
+        """From what JSON keeps of one."""
+        return cls(**{**row, "shape": tuple(row["shape"])})
+
 
 @dataclass
 class Report:
@@ -65,17 +70,13 @@ class Report:
 
     def save(self, file: str | Path) -> None:
         """Write as JSON, in one rename."""
-        file = Path(file)
-        part = file.with_name(file.name + ".part")
-        part.write_text(json.dumps(asdict(self), indent=1))
-        part.replace(file)
+        write_json(file, asdict(self))
 
     @classmethod
     def load(cls, file: str | Path) -> "Report":
         """Read what `save` wrote."""
         content = json.loads(Path(file).read_text())
-        rows = [MatrixRow(**{**row, "shape": tuple(row["shape"])}) for row in content.pop("rows")]
-        return cls(rows=rows, **content)
+        return cls(rows=[*map(MatrixRow.of, content.pop("rows"))], **content)
 
     def title(self) -> str:
         """One line: model, method, pattern, calibration, result."""
@@ -116,6 +117,19 @@ class Report:
                 f"<p>{self.footer()}</p>")
 
 
+def write_json(file: str | Path, content: dict) -> None:
+    """Write a file that is whole or not there at all."""
+    file = Path(file)
+    part = file.with_name(file.name + ".unfinished")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(file)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """The system's error, or safetensors' own with the system's words in it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
 def save(model: nn.Module, report: Report, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None,
          overwrite: bool = False, packed: bool = False) -> Path:
     """Write the pruned model (safetensors that transformers and `load` read), its tokenizer and the report.
@@ -141,7 +155,7 @@ def save(model: nn.Module, report: Report, folder: str | Path, *, tokenizer: Pre
         _write(model, report, part, tokenizer or tokenizer_of(model), packed)
         _swap(part, folder)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+        if not is_disk_full(error):
             raise
         raise SparselabError(f"the disk of {folder.parent} became full while saving; nothing was left there. Free some "
                              "disk space or choose another folder.") from error

@@ -1,5 +1,4 @@
 """Prune a model that is larger than the machine: blocks come from files, go to files, and a killed run goes on."""
-import errno
 import hashlib
 import json
 import shutil
@@ -13,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor, nn
 
 from . import ranks
-from .checkpoint import INDEX, Checkpoint
+from .checkpoint import INDEX, Checkpoint, load_header
 from .errors import SparselabError
 from .models import blocks_of, family_of, quiet, tokenizer_of
-from .report import REPORT_FILE, MatrixRow, Report
+from .packing import stored_tensors
+from .report import REPORT_FILE, MatrixRow, Report, is_disk_full, write_json
 
 MANIFEST = "sparselab-manifest.json"
 
@@ -61,22 +61,17 @@ class Streamed:
     streamed = True
 
     def __init__(self, name: str | Path, out: str | Path | None, dtype: torch.dtype | None, device: torch.device):
-        if out is None:
-            raise SparselabError(f"prune({str(name)!r}) reads a model block by block and writes the result: say where, "
-                                 "out='folder'. To prune in memory, pass the model that sl.load gives.")
-        self.out = Path(out).expanduser().absolute()
-        if self.out.exists():
+        self.out = Path(out).expanduser().absolute() if out else None        # a dry run writes nothing
+        if self.out and self.out.exists():
             raise SparselabError(f"{self.out} exists already. Choose another folder for out=.")
         ranks.wait()                                                         # nobody writes before all have looked
-        self.part = self.out.with_name(self.out.name + ".part")
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
         self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks
         self.like = {layer: dict(block.state_dict()) for layer, block in enumerate(self.blocks)}     # without memory
         inside = {f"{self.prefix}.{layer}.{key}" for layer, like in self.like.items() for key in like}
         outside = {key: like for key, like in self.model.state_dict().items() if key not in inside}
-        stored = self.checkpoint.stored(self.model)
-        self.outside = self.checkpoint.read({key: outside[key] for key in stored if key not in inside})
+        self.outside = self.checkpoint.read({key: outside[key] for key in stored_tensors(self.model) if key in outside})
         self.model.load_state_dict(self.outside, strict=False, assign=True)
         self.model.tie_weights()
         _move_outside(self.model, self.blocks, device)
@@ -84,6 +79,11 @@ class Streamed:
         self.ahead: dict[int, Future] = {}
         self.written: Future | None = None
         self.done = 0
+
+    @property
+    def part(self) -> Path:
+        """Where the result grows until it is whole."""
+        return self.out.with_name(self.out.name + ".part")
 
     # reading
 
@@ -151,7 +151,7 @@ class Streamed:
                                      "Repeat that call to go on with it, delete the folder, or choose another out=.")
         self.manifest, self.done = found, len(found["blocks"])
         for block in found["blocks"]:
-            report.rows += [MatrixRow(**{**row, "shape": tuple(row["shape"])}) for row in block["rows"]]
+            report.rows += map(MatrixRow.of, block["rows"])
             report.epochs += block["epochs"]
 
     def finish(self, layer: int, report: Report) -> None:
@@ -189,7 +189,7 @@ class Streamed:
             self.model.config.save_pretrained(self.part)
             tokenizer_of(self.model).save_pretrained(self.part)
         report.save(self.part / REPORT_FILE)
-        _write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+        write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
         (self.part / MANIFEST).unlink()
         self.part.rename(self.out)
 
@@ -209,7 +209,7 @@ class Streamed:
             unfinished.unlink(missing_ok=True)
         if entry is not None:
             self.manifest["blocks"].append(entry)
-        _write_json(self.part / MANIFEST, self.manifest)
+        write_json(self.part / MANIFEST, self.manifest)
 
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
@@ -219,17 +219,10 @@ class Streamed:
         try:
             work(*arguments)
         except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+            if not is_disk_full(error):
                 raise
             raise SparselabError(f"the disk of {self.out.parent} is full. Free some space and repeat the call: it goes on "
                                  f"after the blocks that are finished in {self.part}.") from error
-
-
-def load_header(file: Path) -> list[str]:
-    """The names of the tensors in a safetensors file."""
-    from safetensors import safe_open
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())
 
 
 def fingerprint(settings: dict, calibration: LongTensor) -> dict:
@@ -250,9 +243,3 @@ def _move_outside(model: nn.Module, blocks: nn.ModuleList, device: torch.device)
             for name, value in module.named_buffers(recurse=False):
                 setattr(module, name, value.to(device))
     model.tie_weights()
-
-
-def _write_json(file: Path, content: dict) -> None:
-    part = file.with_suffix(".unfinished")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(file)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from .demo import restore
 from .engine import prune
 from .errors import SparselabError
 from .evaluate import Perplexity, perplexity
@@ -49,8 +50,7 @@ class Sweep:
         for seed, pattern, name in tqdm(jobs, desc=f"sweep {self.model}", unit="run", disable=not progress):
             if seed not in drawn:                                            # all runs of a seed share one calibration
                 drawn[seed] = calibration(tokenizer, self.corpus, samples=self.samples, seqlen=self.seqlen, seed=seed)
-            for key, linear in linears_of(model).items():
-                linear.weight.data.copy_(dense_weights[key])
+            restore(model, dense_weights)
             method = named_method(name, family_of(model).name)
             report = prune(model, drawn[seed], method=method, sparsity=Pattern.parse(pattern), progress=False)
             rows = [self._row(seed, pattern, name, report, text, dense[text],
@@ -112,7 +112,6 @@ def claims(table: pd.DataFrame, base: str = "sparsegpt") -> pd.DataFrame:
     keys = ["model", "text", "pattern"]
     excess = table.groupby([*keys, "method"], sort=False).excess.mean().unstack("method")
     return excess.div(excess[base], axis=0)
-
 
 
 def recorded(folder: Path) -> list[Path]:

@@ -85,7 +85,7 @@ class Killed(BaseException):
 def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monkeypatch, method, place):
     expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
     call = dict(method=method, sparsity=0.5, out=tmp_path / "out", progress=False)
-    write = streaming._write_json
+    write = streaming.write_json
 
     def dies(file, content):
         if len(content.get("blocks", [])) == place:
@@ -93,7 +93,7 @@ def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monk
         write(file, content)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(streaming, "_write_json", dies)
+        patch.setattr(streaming, "write_json", dies)
         sl.prune(folder, windows, **call)
     report = sl.prune(folder, windows, **call)
     same(weights(tmp_path / "out"), expected)

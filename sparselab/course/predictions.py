@@ -4,6 +4,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..report import write_json
+
 
 @dataclass
 class Prediction:
@@ -54,9 +56,7 @@ def _record(key: str, prediction: Prediction) -> None:
     file = Path(os.environ.get("SPARSELAB_PREDICTIONS", Path.home() / ".cache" / "sparselab" / "predictions.json"))
     known = json.loads(file.read_text()) if file.exists() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({**known, key: asdict(prediction)}, indent=1) + "\n")
-    part.replace(file)
+    write_json(file, {**known, key: asdict(prediction)})
 
 
 def _number(value: float | str) -> str:

@@ -8,7 +8,7 @@ from ..errors import SparselabError
 from ..patterns import Pattern, prune_rows
 from ..refit import refit
 from ..statistics import GRAM, NORMS, Statistics
-from .base import Method, Solution
+from .base import Method, Solution, check_start
 from .magnitude import Magnitude
 from .sparsegpt import SparseGPT
 from .wanda import Wanda
@@ -35,7 +35,7 @@ class ADMM(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        check_start("ADMM", self.initial)
+        check_start(self, STARTS)
         if not self.levels or min(self.levels) <= 0 or self.steps < 1:
             raise SparselabError(f"ADMM(levels={self.levels}, steps={self.steps}): levels > 0 and steps >= 1.")
 
@@ -48,12 +48,6 @@ class ADMM(Method):
                                pattern)
         found = replace(start, weight=refit(weight, sparse, mask, hessian), mask=mask, refitted=True)
         return min(start, found, key=lambda one: squared_error(weight, one.weight, hessian))
-
-
-def check_start(owner: str, initial: str) -> None:
-    """A SparselabError where the start is none of the local methods."""
-    if initial not in STARTS:
-        raise SparselabError(f"{owner}(initial={initial!r}): choose one of {', '.join(STARTS)}.")
 
 
 def squared_error(weight: Tensor, new: Tensor, hessian: Tensor) -> float:

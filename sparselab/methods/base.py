@@ -1,10 +1,11 @@
 """What every pruning method is: hyper-parameters in, `solve` for one matrix."""
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError
+from ..errors import SparselabError, nearest
 from ..patterns import Pattern
 from ..refit import refit
 from ..statistics import CROSS, GRAM, Statistics
@@ -102,6 +103,13 @@ class Method:
         own = {key: value for key, value in asdict(self).items() if key not in switches}
         ordered = sorted(own.items(), key=lambda item: item[0] in ("refit", "targets", "in_order"))
         return f"{self.name}({', '.join(f'{key}={value}' for key, value in ordered)})"
+
+
+def check_start(method: Method, starts: Collection[str]) -> None:
+    """A SparselabError where the method's `initial` is none of the local methods that it can start from."""
+    if method.initial not in starts:
+        raise SparselabError(f"{type(method).__name__}(initial={method.initial!r}): choose one of {', '.join(starts)}."
+                             + nearest(str(method.initial), starts))
 
 
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError
 from ..patterns import Pattern, prune_rows
 from ..statistics import DAMP, GRAM, MOMENTS, NORMS, Statistics
-from .base import Method, Solution, keep_weights
+from .base import Method, Solution, check_start, keep_weights
 
 STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}
 
@@ -36,9 +36,7 @@ class DSnoT(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.initial not in STARTS:
-            raise SparselabError(f"DSnoT(initial={self.initial!r}): choose one of {', '.join(STARTS)}."
-                                 + nearest(str(self.initial), STARTS))
+        check_start(self, STARTS)
         if self.max_cycles < 0 or self.threshold < 0:
             raise SparselabError(f"DSnoT(max_cycles={self.max_cycles}, threshold={self.threshold}): neither is negative.")
 

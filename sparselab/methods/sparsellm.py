@@ -12,8 +12,8 @@ from ..errors import SparselabError
 from ..patterns import Pattern
 from ..refit import refit
 from ..statistics import GRAM, NORMS, Statistics
-from .admm import ADMM, STARTS, check_start
-from .base import Fit, Method, Solution, regression, switch
+from .admm import ADMM, STARTS
+from .base import Fit, Method, Solution, check_start, regression, switch
 
 GATE_STEPS = 2              # safeguarded Gauss-Newton steps for the gate variable
 CHUNK = {"cpu": 256, "cuda": 16384}     # tokens at a time: in cache on a CPU, large products on a GPU
@@ -62,7 +62,7 @@ class SparseLLM(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        check_start("SparseLLM", self.initial)
+        check_start(self, STARTS)
         if self.epochs < 1 or min(self.alpha, self.beta, self.gamma) <= 0:
             raise SparselabError(f"SparseLLM(epochs={self.epochs}, alpha={self.alpha}, beta={self.beta}, "
                                  f"gamma={self.gamma}): epochs >= 1, and the penalties are positive.")

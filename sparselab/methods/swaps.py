@@ -7,7 +7,7 @@ from torch import Tensor
 from ..errors import SparselabError
 from ..patterns import Pattern, prune_rows
 from ..statistics import GRAM, Statistics
-from .base import Method, Solution, keep_weights
+from .base import Method, Solution, check_start, keep_weights
 from .dsnot import STARTS, start_scores
 
 
@@ -30,8 +30,7 @@ class Swaps(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.initial not in STARTS:
-            raise SparselabError(f"Swaps(initial={self.initial!r}): choose one of {', '.join(STARTS)}.")
+        check_start(self, STARTS)
         if self.max_cycles < 0 or self.candidates < 1:
             raise SparselabError(f"Swaps(max_cycles={self.max_cycles}, candidates={self.candidates}): at least 0 and 1.")
 
