@@ -76,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
     students = _command(commands, "students", _students, "write the students' edition of the notebooks: no solutions")
     students.add_argument("--out", type=Path, default=Path("build/students"))
-    tables = _command(commands, "tables", _tables, "the results of recorded sweeps as tables, for reading or for the README")
-    tables.add_argument("files", nargs="*", type=Path, help="default: those in bench/")
-    tables.add_argument("--readme", type=Path, help="put them between the markers of this file")
+    tables = _command(commands, "tables", _tables, "the results of recorded sweeps as tables.md in their folder")
+    tables.add_argument("--folder", type=Path, default=Path("bench"), help="where the sweeps' CSV files are")
+    tables.add_argument("--readme", type=Path, help="put the main ones between the markers of this file too")
     _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
     _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
     return parser
@@ -178,7 +178,8 @@ def _evaluate(options) -> None:
 
 
 def _sweep(options) -> None:
-    from .sweep import METHODS, PATTERNS, Sweep, claims
+    from .sweep import METHODS, PATTERNS, Sweep
+    from .tables import claims
     sweep = Sweep(options.model, options.calibration, options.samples, options.seqlen, tuple(options.texts.split(",")),
                   options.windows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -204,10 +205,11 @@ def _students(options) -> None:
 
 def _tables(options) -> None:
     from .demo import insert
-    from .sweep import markdown, recorded
-    text = "\n\n".join(map(markdown, options.files or recorded(Path("bench"))))
+    from .tables import page, summary
+    text = page(options.folder)
+    (options.folder / "tables.md").write_text(text + "\n", encoding="utf8")
     if options.readme:
-        insert(options.readme, text, "tables")
+        insert(options.readme, summary(options.folder), "tables")
     print(text)
 
 

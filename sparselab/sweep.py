@@ -22,7 +22,6 @@ from .texts import calibration, tokens
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "swaps", "admm",
            "sparsellm:published", "sparsellm")
-TABLES = ("opt-mini.csv", "smollm2.csv")                                     # in bench/, made by `make tables`
 PATTERNS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "3:4")
 
 
@@ -105,49 +104,3 @@ def _value(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def claims(table: pd.DataFrame, base: str = "sparsegpt") -> pd.DataFrame:
-    """Excess log-perplexity over dense as a share of the base method's, by model, text and pattern; mean over seeds."""
-    keys = ["model", "text", "pattern"]
-    excess = table.groupby([*keys, "method"], sort=False).excess.mean().unstack("method")
-    return excess.div(excess[base], axis=0)
-
-
-def recorded(folder: Path) -> list[Path]:
-    """The tables' files that are there."""
-    return [folder / name for name in TABLES if (folder / name).exists()]
-
-
-def markdown(file: Path) -> str:
-    """A recorded sweep as Markdown: for each text perplexities by method and pattern, the lowest of a pattern bold; then
-    the excess as a share of SparseGPT's."""
-    table = pd.read_csv(file, dtype={"pattern": str})
-    patterns = sorted(table.pattern.unique(), key=lambda pattern: Pattern.parse(pattern).sparsity)
-    parts = []
-    for text, rows in table.groupby("text", sort=False):
-        first = rows.iloc[0]
-        seeds = rows.seed.nunique()
-        parts.append(f"**{first.model}**, perplexity on {text} (first {first.windows} windows of {first.seqlen} tokens; "
-                     f"dense {first.dense:.1f}); calibration {first.samples} x {first.seqlen} tokens of {first.calibration}"
-                     f"{f', mean of up to {seeds} seeds' if seeds > 1 else ''}; in brackets the excess log-perplexity over "
-                     f"dense as a share of SparseGPT's\n\n{_cells(rows, patterns)}")
-    return "\n\n".join(parts)
-
-
-def _cells(rows: pd.DataFrame, patterns: list[str]) -> str:
-    means = rows.groupby(["method", "pattern"], sort=False)[["perplexity", "excess"]].mean()
-    lines = [f"| method | {' | '.join(patterns)} |", "|---" * (len(patterns) + 1) + "|"]
-    for method in rows.method.unique():
-        cells = []
-        for pattern in patterns:
-            if (method, pattern) not in means.index:
-                cells.append("")
-                continue
-            value, excess = means.loc[(method, pattern)]
-            base = means.excess.get(("sparsegpt", pattern), float("nan"))
-            lowest = int(value == means.perplexity.xs(pattern, level="pattern").min())
-            share = f" ({excess / base:.2f})" if base > 0.02 else ""         # of next to nothing no share is meant
-            cells.append(f"{'**' * lowest}{value:.1f}{'**' * lowest}{share}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)

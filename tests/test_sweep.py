@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 import sparselab as sl
-from sparselab.sweep import METHODS, Sweep, claims, named_method
+from sparselab.sweep import METHODS, Sweep, named_method
+from sparselab.tables import claims
 
 SMALL = Sweep("opt-mini", samples=2, seqlen=32, windows=2)
 

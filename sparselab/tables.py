@@ -1,0 +1,96 @@
+"""What recorded sweeps say, as Markdown: for the README and for bench/tables.md, both written by `make tables`."""
+from pathlib import Path
+
+import pandas as pd
+
+from .patterns import Pattern
+
+BASE = "sparsegpt"
+RECORDED = ("opt-mini.csv", "smollm2.csv", "ablation.csv")                   # in bench/: one seed, many cells
+SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
+
+
+def read(file: Path) -> pd.DataFrame:
+    """A sweep's CSV; patterns are words, also where all of them look like numbers."""
+    return pd.read_csv(file, dtype={"pattern": str})
+
+
+def claims(table: pd.DataFrame, base: str = BASE) -> pd.DataFrame:
+    """Excess log-perplexity over dense as a share of the base method's, by model, text and pattern; mean over seeds."""
+    keys = ["model", "text", "pattern"]
+    excess = table.groupby([*keys, "method"], sort=False).excess.mean().unstack("method")
+    return excess.div(excess[base], axis=0)
+
+
+def recorded(folder: Path) -> list[Path]:
+    """The sweeps' files that are there."""
+    return [folder / name for name in RECORDED if (folder / name).exists()]
+
+
+def page(folder: Path) -> str:
+    """Every table of a folder of sweeps."""
+    parts = [part for file in recorded(folder) for part in by_text(file)]
+    return "\n\n".join(parts + ([by_seed(folder / SEEDS)] if (folder / SEEDS).exists() else []))
+
+
+def summary(folder: Path) -> str:
+    """The first text of each sweep, and what three seeds say."""
+    parts = [by_text(file)[0] for file in recorded(folder)]
+    return "\n\n".join(parts + ([by_seed(folder / SEEDS)] if (folder / SEEDS).exists() else []))
+
+
+def by_text(file: Path) -> list[str]:
+    """For each text of a sweep the perplexities by method and pattern, the lowest of a pattern bold, in brackets the excess
+    log-perplexity as a share of SparseGPT's."""
+    table = read(file)
+    return [f"{_caption(rows)}; in brackets the excess log-perplexity over dense as a share of SparseGPT's\n\n{_cells(rows)}"
+            for _, rows in table.groupby("text", sort=False)]
+
+
+def by_seed(file: Path) -> str:
+    """Mean, lowest and highest share of SparseGPT's excess over the calibration seeds, by model, text and pattern."""
+    table = read(file)
+    keys = ["model", "text", "pattern", "seed"]
+    excess = table.set_index([*keys, "method"]).excess.unstack("method")
+    shares = excess.div(excess[BASE], axis=0).drop(columns=BASE)
+    methods = [method for method in table.method.unique() if method in shares]
+    lines = ["**Calibration seeds**: excess log-perplexity over dense as a share of SparseGPT's with the same windows; "
+             "mean, and lowest to highest of the seeds", "",
+             f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |", "|---" * (len(methods) + 5) + "|"]
+    for (model, text, pattern), rows in shares.groupby(keys[:3], sort=False):
+        first = table[(table.model == model) & (table.text == text)].iloc[0]
+        cells = [_spread(rows[method]) for method in methods]
+        setting = f"{first.samples} x {first.seqlen} of {first.calibration} | {text}, {first.windows} windows"
+        lines.append(f"| {model} | {setting} | {pattern} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: pd.Series) -> str:
+    values = values.dropna()
+    return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else ""
+
+
+def _caption(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    return (f"**{first.model}**, perplexity on {first.text} (first {first.windows} windows of {first.seqlen} tokens; "
+            f"dense {first.dense:.1f}); calibration {first.samples} x {first.seqlen} tokens of {first.calibration}")
+
+
+def _cells(rows: pd.DataFrame) -> str:
+    means = rows.groupby(["method", "pattern"], sort=False)[["perplexity", "excess"]].mean()
+    patterns = sorted(rows.pattern.unique(), key=lambda pattern: Pattern.parse(pattern).sparsity)
+    lines = [f"| method | {' | '.join(patterns)} |", "|---" * (len(patterns) + 1) + "|"]
+    for method in rows.method.unique():
+        cells = [_cell(means, method, pattern) for pattern in patterns]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(means: pd.DataFrame, method: str, pattern: str) -> str:
+    if (method, pattern) not in means.index:
+        return ""
+    value, excess = means.loc[(method, pattern)]
+    base = means.excess.get((BASE, pattern), float("nan"))
+    bold = "**" if value == means.perplexity.xs(pattern, level="pattern").min() else ""
+    share = f" ({excess / base:.2f})" if base > 0.02 else ""                 # of next to nothing no share is meant
+    return f"{bold}{value:.1f}{bold}{share}"

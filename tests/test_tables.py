@@ -1,0 +1,35 @@
+"""Tables of recorded sweeps: means and shares by hand."""
+import pandas as pd
+import pytest
+
+from sparselab.tables import by_seed, by_text, page, summary
+
+SETTING = {"model": "opt-mini", "calibration": "demo", "samples": 2, "seqlen": 32, "windows": 2, "dense": 10.0}
+NAMES = ("seed", "method", "pattern", "perplexity", "excess")
+ROWS = [{**SETTING, "text": text, **dict(zip(NAMES, values, strict=True))} for text in ("demo", "ptb") for values in (
+            (0, "sparsegpt", "0.7", 20.0, 0.4), (0, "admm", "0.7", 12.0, 0.2), (1, "sparsegpt", "0.7", 30.0, 0.5),
+            (1, "admm", "0.7", 14.0, 0.1), (0, "sparsegpt", "0.5", 10.0, 0.01), (0, "admm", "0.5", 11.0, 0.1))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("opt-mini.csv", "seeds.csv"):
+        pd.DataFrame(ROWS).to_csv(tmp_path / name, index=False)
+    return tmp_path
+
+
+def test_cells_hold_means_shares_and_the_lowest(folder):
+    text = by_text(folder / "opt-mini.csv")[0]
+    assert "| method | 0.5 | 0.7 |" in text and "demo (first 2 windows of 32 tokens; dense 10.0)" in text
+    assert "| sparsegpt | **10.0** | 25.0 (1.00) |" in text     # no share of an excess of next to nothing
+    assert "| admm | 11.0 | **13.0** (0.33) |" in text          # (0.2 + 0.1) / (0.4 + 0.5)
+
+
+def test_seeds_are_compared_one_by_one(folder):
+    lines = by_seed(folder / "seeds.csv").splitlines()
+    assert "| opt-mini | 2 x 32 of demo | demo, 2 windows | 0.7 | 2 | 0.35 (0.20 to 0.50) |" in lines
+
+
+def test_the_summary_is_the_first_text_and_the_seeds(folder):
+    assert "on ptb" in page(folder) and "on ptb" not in summary(folder)
+    assert by_seed(folder / "seeds.csv") in summary(folder)
