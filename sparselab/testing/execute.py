@@ -1,6 +1,7 @@
 """Execute notebooks from top to bottom: python -m sparselab.testing.execute [--copies FOLDER] notebooks/*.ipynb
 
-In place, or as copies in a folder: with SPARSELAB_MODEL naming another model, and no trace in the repository.
+In place, or as copies in a folder: with SPARSELAB_MODEL naming another model, and no trace in the repository. A large
+model on a small machine does it with --seqlen 64: the copies' windows are that short, and all else is the same.
 """
 import argparse
 import base64
@@ -8,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -85,11 +85,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--copies", type=Path, metavar="FOLDER", help="leave the notebooks as they are")
+    parser.add_argument("--seqlen", type=int, help="tokens in a window of the copies; default: as the notebook says")
     args = parser.parse_args()
-    if args.copies:
-        args.copies.mkdir(parents=True, exist_ok=True)
+    if args.seqlen and not args.copies:
+        parser.error("--seqlen is for --copies: the notebooks themselves are stored as they are")
     for file in tqdm(args.notebooks, unit="notebook"):
-        execute(Path(shutil.copy(file, args.copies)) if args.copies else file)
+        execute(copy(file, args.copies, args.seqlen) if args.copies else file)
+
+
+def copy(file: Path, folder: Path, seqlen: int | None) -> Path:
+    """A copy of a notebook, its windows as long as asked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = file.read_text(encoding="utf8")
+    if seqlen:
+        text, found = re.subn(r"(SEQLEN\b[^\n]* = [^\n]*?)\b256\b", rf"\g<1>{seqlen}", text)
+        if found != 1:
+            raise SystemExit(f"{file}: expected one line that sets SEQLEN to 256, found {found}.")
+    (folder / file.name).write_text(text, encoding="utf8")
+    return folder / file.name
 
 
 if __name__ == "__main__":
