@@ -44,13 +44,9 @@ doctor: setup
 notebooks: setup
 	$(BIN)/python -m sparselab.testing.execute notebooks/*.ipynb
 
-# The long sweeps behind the README's tables and notebook 09: an hour on two cores; broken off, they go on.
-BOOKS := $(SPARSELAB_DATA)/books-train.txt.xz
+# The long sweeps behind the README's tables and notebook 09: three hours on two cores; broken off, they go on.
 tables: setup
-	test -z "$(SPARSELAB_DATA)" || $(BIN)/python -m sparselab sweep --calibration $(BOOKS) --out bench/opt-mini.csv \
-	  --texts $(SPARSELAB_DATA)/books-heldout.txt.xz,wikitext2,ptb,demo
-	$(BIN)/python -m sparselab sweep --model smollm2-135m --samples 16 --seqlen 512 --windows 24 --sparsities 0.5,0.7 \
-	  --methods wanda,sparsegpt,sparsellm --out bench/smollm2.csv
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/sweeps.sh
 	$(BIN)/python -m sparselab tables --readme README.md
 
 # The course as web pages; of nbconvert's templates, classic is the one that keeps the pictures' alt texts.

@@ -28,7 +28,7 @@ from .statistics import Statistics
 from .streaming import Resident, Streamed, fingerprint
 
 ERROR_TOKENS = 1024         # tokens on which a method without a Gram matrix measures its output error
-STREAM_SHARE = 0.5          # of what the residual stream lacks; all of it fits the calibration's noise (bench/ablation)
+STREAM_SHARE = 0.5          # of what the residual stream lacks: half way from targets="dense-model", which adds none, to all
 GATE_SHARE = 32             # one calibration window in 32 (at most 8) measures the dense perplexity before a run
 
 

@@ -88,7 +88,7 @@ class Statistics:
     @property
     def damping(self) -> float:
         """For regressions and refits, as a share of the Hessian's mean diagonal: grows with the inputs per token, since
-        weights fitted to few tokens fit their noise (bench/ablation.csv)."""
+        weights fitted to few tokens fit their noise (bench/few-tokens.csv)."""
         return max(DAMP, NOISE * self.gram.shape[0] / self.tokens)
 
     def hessian(self, damp: float | None = None) -> Tensor:

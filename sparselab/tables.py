@@ -6,7 +6,7 @@ import pandas as pd
 from .patterns import Pattern
 
 BASE = "sparsegpt"
-RECORDED = ("opt-mini.csv", "smollm2.csv", "ablation.csv")                   # in bench/: one seed, many cells
+RECORDED = ("opt-mini.csv", "smollm2.csv", "ablation.csv", "few-tokens.csv")  # in bench/: one seed, many cells
 SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from .. import viz
 
 Draw = Callable[..., str]
-DPI = 80                                                                     # a move stays under 100 ms
+DPI = 100                                                                    # pixels of the page; a move stays under 100 ms
 
 
 def explore(draw: Draw, frames: Sequence[dict], *, size: tuple[float, float] = (5, 3), columns: int | None = None,
@@ -43,7 +43,8 @@ def explorer(draw: Draw, start: dict, *, size: tuple[float, float] = (5, 3), **c
     """The live form: controls, picture and sentence, one below the other; `children` in that order."""
     knobs = {name: _knob(name, values, start[name]) for name, values in controls.items()}
     fixed = {name: value for name, value in start.items() if name not in knobs}
-    picture, sentence = ipywidgets.Image(format="png"), ipywidgets.HTML()
+    natural = ipywidgets.Layout(width=f"{size[0] * DPI:.0f}px", max_width="100%", align_self="flex-start")
+    picture, sentence = ipywidgets.Image(format="png", layout=natural), ipywidgets.HTML()
 
     def redraw(*_: Any) -> None:
         picture.value, sentence.value = _png(draw, {**fixed, **{name: knob.value for name, knob in knobs.items()}}, size)
@@ -67,5 +68,5 @@ def _png(draw: Draw, values: dict, size: tuple[float, float]) -> tuple[bytes, st
         figure: Figure | SubFigure = Figure(figsize=size, dpi=DPI, layout="constrained")
         sentence = draw(figure, **values)
         file = io.BytesIO()
-        figure.savefig(file, format="png")
+        figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})         # quick rather than small
     return file.getvalue(), sentence

@@ -29,15 +29,15 @@ class SparseLLM(Method):
     gamma do not matter.
 
     `epochs`: times that the matrices are solved for, the first from the start values, the dense model's own z, p and s;
-    1 by default, because more lower the block's error on the calibration tokens and not the perplexity. `initial`: the
+    1 by default, because more lower the block's error on the calibration tokens and hardly the perplexity. `initial`: the
     method that prunes a matrix, 'sparsegpt', 'wanda' or 'magnitude'. `improve`: its mask and weights are improved by
     ADMM, kept where better.
     `realised`: W2 is fitted to what the pruned W1 gives, not to the auxiliary p. `keep_best`: the epoch with the lowest
     true error |Y - FFN(X)| is kept, the start included, and the loop ends when an epoch gains less than `tolerance` of
     it. `down`: W2 by 'regression', or by ten gradient steps ('descent') as published for OPT. `ridge`: damping of the
     regressions, as a share of the Hessian's mean diagonal; None: `Statistics.damping`. `new_masks`: every epoch chooses
-    its masks anew; else the later ones refit the weights under those of the first, at a third of the time. The switches
-    are on by default, since they pay (bench/ablation.csv); `SparseLLM.published()` is the algorithm as published.
+    its masks anew; else the later ones refit the weights under those of the first, at a third of the time. What
+    the switches are worth: bench/ablation.csv. `SparseLLM.published()` is the algorithm as published.
     Memory of a block of N tokens, width d, FFN width f, b bytes a weight: N d (2 b + 4) bytes; from two epochs on 4 N f
     more for z, as much for a gate's s, and for p where it is kept (not `realised`); and about 20 f^2 for the solver.
     """
