@@ -205,11 +205,11 @@ def _students(options) -> None:
 
 def _tables(options) -> None:
     from .demo import insert
-    from .tables import page, summary
+    from .tables import page
     text = page(options.folder)
     (options.folder / "tables.md").write_text(text + "\n", encoding="utf8")
     if options.readme:
-        insert(options.readme, summary(options.folder), "tables")
+        insert(options.readme, page(options.folder, texts=1), "tables")
     print(text)
 
 

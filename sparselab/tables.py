@@ -6,7 +6,8 @@ import pandas as pd
 from .patterns import Pattern
 
 BASE = "sparsegpt"
-RECORDED = ("opt-mini.csv", "smollm2.csv", "ablation.csv", "few-tokens.csv")  # in bench/: one seed, many cells
+RECORDED = {"opt-mini.csv": "All methods and patterns", "ablation.csv": "What each idea is worth on its own",
+            "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family"}
 SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
 
 
@@ -22,21 +23,12 @@ def claims(table: pd.DataFrame, base: str = BASE) -> pd.DataFrame:
     return excess.div(excess[base], axis=0)
 
 
-def recorded(folder: Path) -> list[Path]:
-    """The sweeps' files that are there."""
-    return [folder / name for name in RECORDED if (folder / name).exists()]
-
-
-def page(folder: Path) -> str:
-    """Every table of a folder of sweeps."""
-    parts = [part for file in recorded(folder) for part in by_text(file)]
-    return "\n\n".join(parts + ([by_seed(folder / SEEDS)] if (folder / SEEDS).exists() else []))
-
-
-def summary(folder: Path) -> str:
-    """The first text of each sweep, and what three seeds say."""
-    parts = [by_text(file)[0] for file in recorded(folder)]
-    return "\n\n".join(parts + ([by_seed(folder / SEEDS)] if (folder / SEEDS).exists() else []))
+def page(folder: Path, texts: int | None = None) -> str:
+    """The tables of a folder of sweeps, those there are: the first so many texts of each (None: all), then the seeds."""
+    files = {folder / name: title for name, title in RECORDED.items() if (folder / name).exists()}
+    parts = ["\n\n".join([f"### {title}", *by_text(file)[:texts]]) for file, title in files.items()]
+    seeds = folder / SEEDS
+    return "\n\n".join([*parts, f"### Three calibration seeds\n\n{by_seed(seeds)}"] if seeds.exists() else parts)
 
 
 def by_text(file: Path) -> list[str]:
@@ -54,8 +46,8 @@ def by_seed(file: Path) -> str:
     excess = table.set_index([*keys, "method"]).excess.unstack("method")
     shares = excess.div(excess[BASE], axis=0).drop(columns=BASE)
     methods = [method for method in table.method.unique() if method in shares]
-    lines = ["**Calibration seeds**: excess log-perplexity over dense as a share of SparseGPT's with the same windows; "
-             "mean, and lowest to highest of the seeds", "",
+    lines = ["Excess log-perplexity over dense as a share of SparseGPT's with the same calibration; mean, and lowest to "
+             "highest of the seeds", "",
              f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |", "|---" * (len(methods) + 5) + "|"]
     for (model, text, pattern), rows in shares.groupby(keys[:3], sort=False):
         first = table[(table.model == model) & (table.text == text)].iloc[0]

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from sparselab.demo import BEGIN, END, insert
-from sparselab.tables import page, summary
+from sparselab.tables import page
 
 README = (ROOT / "README.md").read_text()
 
@@ -31,7 +31,7 @@ def test_insert_replaces_what_stood_between_the_markers(tmp_path):
 
 def test_the_tables_are_the_recorded_sweeps():
     table = README.split(BEGIN.format("tables"))[1].split(END)[0]
-    assert table.strip() == summary(ROOT / "bench").strip()
+    assert table.strip() == page(ROOT / "bench", texts=1).strip()
     assert (ROOT / "bench" / "tables.md").read_text().strip() == page(ROOT / "bench").strip()
 
 

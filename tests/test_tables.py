@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 
-from sparselab.tables import by_seed, by_text, page, summary
+from sparselab.tables import by_seed, by_text, page
 
 SETTING = {"model": "opt-mini", "calibration": "demo", "samples": 2, "seqlen": 32, "windows": 2, "dense": 10.0}
 NAMES = ("seed", "method", "pattern", "perplexity", "excess")
@@ -30,6 +30,7 @@ def test_seeds_are_compared_one_by_one(folder):
     assert "| opt-mini | 2 x 32 of demo | demo, 2 windows | 0.7 | 2 | 0.35 (0.20 to 0.50) |" in lines
 
 
-def test_the_summary_is_the_first_text_and_the_seeds(folder):
-    assert "on ptb" in page(folder) and "on ptb" not in summary(folder)
-    assert by_seed(folder / "seeds.csv") in summary(folder)
+def test_a_page_of_one_text_each_and_of_all(folder):
+    first = page(folder, texts=1)
+    assert "on ptb" in page(folder) and "on ptb" not in first
+    assert "### All methods and patterns" in first and "few tokens" not in first and by_seed(folder / "seeds.csv") in first
