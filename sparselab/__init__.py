@@ -18,8 +18,9 @@ from .report import Report, save
 from .statistics import Statistics
 from .texts import CORPORA, calibration, tokens
 from .training import Training, finetune
+from .zeroshot import zeroshot
 
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
            "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
            "Training", "Wanda", "blocks_of", "calibration", "family_of", "finetune", "known_dense",
-           "linears_of", "load", "perplexity", "plan", "prune", "save", "tokens", "write"]
+           "linears_of", "load", "perplexity", "plan", "prune", "save", "tokens", "write", "zeroshot"]

@@ -1,4 +1,4 @@
-"""The same from a shell: python -m sparselab prune | plan | evaluate | sweep | demo | fetch | doctor."""
+"""The same from a shell: python -m sparselab prune | plan | evaluate | zeroshot | sweep | demo | fetch | doctor."""
 import argparse
 import io
 import sys
@@ -58,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure the perplexity of a model")
     _model_options(evaluate)
+
+    zeroshot = _command(commands, "zeroshot", _zeroshot, "zero-shot accuracy, by the definition of lm-evaluation-harness")
+    zeroshot.add_argument("model", nargs="?", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
+    zeroshot.add_argument("--tasks", help="comma-separated; default: all nine")
+    zeroshot.add_argument("--limit", type=int, help="the first so many items of each task")
+    zeroshot.add_argument("--folder", type=Path, help="where the tasks' files are; default: zeroshot/ in SPARSELAB_DATA")
+    zeroshot.add_argument("--harness", action="store_true", help="let an installed lm-eval do it, with data from the Hub")
+    zeroshot.add_argument("--dtype", help="float32, bfloat16 or float16")
+    zeroshot.add_argument("--device", help="cpu or cuda")
 
     sweep = _command(commands, "sweep", _sweep, "prune by many methods and patterns; a resumable table as CSV")
     sweep.add_argument("--model", default="opt-mini")
@@ -175,6 +184,15 @@ def _layers(text: str | None) -> range | str | None:
 
 def _evaluate(options) -> None:
     print(_perplexity(options, *_load(options)))
+
+
+def _zeroshot(options) -> None:
+    from .models import load
+    from .zeroshot import TASKS, zeroshot
+    tasks = options.tasks.split(",") if options.tasks else list(TASKS)
+    table = zeroshot(*load(options.model, dtype=options.dtype, device=options.device), tasks, limit=options.limit,
+                     folder=options.folder, harness=options.harness)
+    print(table.round(4).to_string(index=False, na_rep=""))
 
 
 def _sweep(options) -> None:
