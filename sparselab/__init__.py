@@ -12,6 +12,7 @@ from .errors import SparselabError
 from .evaluate import Perplexity, known_dense, perplexity, write
 from .methods import ADMM, METHODS, DSnoT, Magnitude, Method, Solution, SparseGPT, SparseLLM, Swaps, Wanda
 from .models import FAMILIES, Family, blocks_of, family_of, linears_of, load
+from .papers import overlay, papers
 from .patterns import Pattern
 from .planning import Plan, plan
 from .report import Report, save
@@ -23,4 +24,4 @@ from .zeroshot import zeroshot
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
            "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
            "Training", "Wanda", "blocks_of", "calibration", "family_of", "finetune", "known_dense",
-           "linears_of", "load", "perplexity", "plan", "prune", "save", "tokens", "write", "zeroshot"]
+           "linears_of", "load", "overlay", "papers", "perplexity", "plan", "prune", "save", "tokens", "write", "zeroshot"]

@@ -17,6 +17,19 @@ RC = {"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines
       "grid.alpha": 0.25, "image.cmap": "cividis", "legend.frameon": False, "figure.constrained_layout.use": True}
 
 
+def label_of(method: str) -> str:
+    """What a sweep's method is called in figures: 'sparsellm:published' is 'SparseLLM (published)'."""
+    name, _, variant = method.partition(":")
+    return LABELS.get(name, name) + (f" ({LABELS.get(variant, variant)})" if variant else "")
+
+
+def style_of(method: str) -> tuple[str, str, str]:
+    """Colour, marker and line of a sweep's method; a variant has its method's colour and marker, and a line of its own."""
+    name, _, variant = method.partition(":")
+    colour, marker, line = STYLES.get(name, ("#666666", "o", "-"))
+    return colour, marker, line if not variant else STYLES[variant][2] if variant in STYLES else ":"
+
+
 def style():
     """The context in which every figure is drawn: `with sl.viz.style(): ...`."""
     return plt.rc_context(RC)
