@@ -46,7 +46,7 @@ def test_gaps_are_signed_and_seeds_are_averaged():
     table = gaps(ours).set_index("method")
     assert table.loc["sparsegpt", "gap"] == pytest.approx(16.5 - 16.49)
     assert table.loc["sparsellm:published", "gap_percent"] == pytest.approx(100 * (15 / 15.61 - 1))
-    assert table.loc["dense", "value"] == 9.56 and not table.difference.any()               # once, though two papers print it
+    assert table.loc["dense", "value"] == 9.56 and not table.difference.any()             # once, though two papers print it
 
 
 @pytest.mark.parametrize("changes, words", [
