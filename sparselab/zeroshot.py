@@ -6,7 +6,6 @@ files themselves lack stays missing: BoolQ's passages come without the titles th
 """
 import csv
 import gzip
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -28,7 +27,7 @@ from .errors import SparselabError, nearest
 from .evaluate import Perplexity
 from .memory import batch_size, halving
 from .models import context_length, model_name
-from .texts import data_folder
+from .texts import data_folder, sha256
 
 ANSWER = "\nAnswer:"
 SENTENCE_END = re.compile(r"""(?<=[.!?])["')]* """)
@@ -270,7 +269,7 @@ def _row(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: str, file: 
     row = {"model": model_name(model), "task": task, "items": len(table), "accuracy": table.correct.mean(),
            "stderr": table.correct.sem(), **dict.fromkeys([*HARNESS][2:], float("nan")),
            "chance": (1 / count).mean() if count.max() > 1 else 0.0,
-           "source": f"{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"}
+           "source": f"{file.name} sha256:{sha256(file)[:12]}"}
     if TASKS[task].norm:
         row |= {"accuracy_norm": table.correct_norm.mean(), "stderr_norm": table.correct_norm.sem()}
     if count.max() == 1:
