@@ -398,10 +398,10 @@ def draw_weights(table: pd.DataFrame) -> tuple[plt.Figure, str]:
             left.step(part.x, part.y, where="mid", color=colour, linestyle=line, label=viz.label_of(name))
             right.plot(100 * kept.x, 100 * kept.y, color=colour, marker=marker, linestyle=line, markersize=4,
                        label=viz.label_of(name))
-        left.set(xlabel="weight, in standard deviations of the dense matrix", ylabel="share of the weights", yscale="log",
-                 title="before and after")
+        left.set(xlabel="weight, in standard deviations of the dense matrix (at ±5 all beyond)", yscale="log",
+                 ylabel="share of the weights", title="before (grey) and after")
         right.set(xlabel="place by |weight| in the dense model (%)", ylabel="kept (%)", title="which keep their place")
-        left.legend(fontsize=8), right.legend(fontsize=8)
+        right.legend(fontsize=8)
         canvas.suptitle(f"{_title(table)}, sparsity {table.pattern.iloc[0]}", fontsize=10)
     largest = table[(table.quantity == "kept") & (table.x == table[table.quantity == "kept"].x.max())]
     kept = ", ".join(f"{viz.label_of(row.method)} {row.y:.1%}" for row in largest.itertuples())
