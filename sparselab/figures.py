@@ -30,7 +30,7 @@ from .models import ROOT, blocks_of, family_of, linears_of, load, revision, toke
 from .packing import sizes
 from .patterns import Pattern
 from .report import Report
-from .sweep import METHODS, PATTERNS, Sweep, named_method
+from .sweep import METHODS, PATTERNS, Sweep, append, named_method
 from .texts import calibration, sha256_of, tokens
 from .training import finetune
 
@@ -132,7 +132,7 @@ def resumed(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], pr
     file.parent.mkdir(parents=True, exist_ok=True)
     for key in tqdm(keys, desc=file.stem, unit="run", disable=not progress):
         if not file.exists() or not _matching(pd.read_csv(file, dtype=str), key).any():
-            pd.DataFrame([{**key, **row} for row in make(key)]).to_csv(file, mode="a", header=not file.exists(), index=False)
+            append(file, [{**key, **row} for row in make(key)])
     table, text = pd.read_csv(file, dtype={"pattern": str}), pd.read_csv(file, dtype=str)
     return table[pd.concat([_matching(text, key) for key in keys], axis=1).any(axis=1)]
 

@@ -58,7 +58,7 @@ class Sweep:
             rows = [{**self.row(seed, pattern, name, report, text, dense[text],
                                 perplexity(model, ids, seqlen=self.seqlen, progress=False)),
                      **self.more(model, report, text)} for text, ids in texts.items()]
-            pd.DataFrame(rows).to_csv(file, mode="a", header=not file.exists(), index=False)
+            append(file, rows)
         return pd.read_csv(file, dtype={"pattern": str})
 
     def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
@@ -94,6 +94,15 @@ class Sweep:
                 "dtype": report.settings["dtype"], "device": report.settings["device"], "machine": platform.machine(),
                 "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(),
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
+
+
+def append(file: Path, rows: list[dict]) -> None:
+    """Add rows to a CSV file, which must have their columns if it is there."""
+    table = pd.DataFrame(rows)
+    if file.exists() and [*pd.read_csv(file, nrows=0)] != [*table]:
+        raise SparselabError(f"{file} was written with other columns than these rows have. Move it away, or choose another "
+                             "file.")
+    table.to_csv(file, mode="a", header=not file.exists(), index=False)
 
 
 def named_method(name: str, family: str) -> Method:
