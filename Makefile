@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p sparselab.testing.nbval_plugin
 
-.PHONY: setup demo lab test bench lint doctor notebooks readme tables students html clean
+.PHONY: setup demo lab test bench lint doctor notebooks readme tables figures students html clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -48,6 +48,12 @@ notebooks: setup
 tables: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/sweeps.sh
 	$(BIN)/python -m sparselab tables --readme README.md
+
+# The papers' figures and ablations on opt-mini, or as PROFILE says; broken off, they go on.
+PROFILE ?= mini
+FIGURES := sparsity convergence weights costs samples damp block-size alpha-beta epochs order
+figures: setup
+	for name in $(FIGURES); do $(BIN)/python -m sparselab figure $$name --profile $(PROFILE) || exit 1; done
 
 # The course as web pages; of nbconvert's templates, classic is the one that keeps the pictures' alt texts.
 html: setup

@@ -12,14 +12,16 @@ from .errors import SparselabError
 from .evaluate import Perplexity, known_dense, perplexity, write
 from .methods import ADMM, METHODS, DSnoT, Magnitude, Method, Solution, SparseGPT, SparseLLM, Swaps, Wanda
 from .models import FAMILIES, Family, blocks_of, family_of, linears_of, load
+from .papers import overlay, papers
 from .patterns import Pattern
 from .planning import Plan, plan
 from .report import Report, save
 from .statistics import Statistics
 from .texts import CORPORA, calibration, tokens
 from .training import Training, finetune
+from .zeroshot import zeroshot
 
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
            "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
            "Training", "Wanda", "blocks_of", "calibration", "family_of", "finetune", "known_dense",
-           "linears_of", "load", "perplexity", "plan", "prune", "save", "tokens", "write"]
+           "linears_of", "load", "overlay", "papers", "perplexity", "plan", "prune", "save", "tokens", "write", "zeroshot"]

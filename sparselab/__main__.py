@@ -1,4 +1,4 @@
-"""The same from a shell: python -m sparselab prune | plan | evaluate | sweep | demo | fetch | doctor."""
+"""The same from a shell: python -m sparselab prune | plan | evaluate | zeroshot | sweep | figure | demo | fetch | doctor."""
 import argparse
 import io
 import sys
@@ -56,8 +56,35 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seqlen", type=int, default=2048)
     plan.add_argument("--device", help="cpu or cuda")
 
+    _measuring(commands)
+    _figure_command(commands)
+
+    demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
+    demo.add_argument("--out", type=Path, default=Path("build/demo"))
+    demo.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
+    students = _command(commands, "students", _students, "write the students' edition of the notebooks: no solutions")
+    students.add_argument("--out", type=Path, default=Path("build/students"))
+    tables = _command(commands, "tables", _tables, "the results of recorded sweeps as tables.md in their folder")
+    tables.add_argument("--folder", type=Path, default=Path("bench"), help="where the sweeps' CSV files are")
+    tables.add_argument("--readme", type=Path, help="put the main ones between the markers of this file too")
+    _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
+    _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
+    return parser
+
+
+def _measuring(commands) -> None:
+    """What measures models: perplexity, zero-shot tasks, many prunings."""
     evaluate = _command(commands, "evaluate", _evaluate, "measure the perplexity of a model")
     _model_options(evaluate)
+
+    zeroshot = _command(commands, "zeroshot", _zeroshot, "zero-shot accuracy, by the definition of lm-evaluation-harness")
+    zeroshot.add_argument("model", nargs="?", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
+    zeroshot.add_argument("--tasks", help="comma-separated; default: all nine")
+    zeroshot.add_argument("--limit", type=int, help="the first so many items of each task")
+    zeroshot.add_argument("--folder", type=Path, help="where the tasks' files are; default: zeroshot/ in SPARSELAB_DATA")
+    zeroshot.add_argument("--harness", action="store_true", help="let an installed lm-eval do it, with data from the Hub")
+    zeroshot.add_argument("--dtype", help="float32, bfloat16 or float16")
+    zeroshot.add_argument("--device", help="cpu or cuda")
 
     sweep = _command(commands, "sweep", _sweep, "prune by many methods and patterns; a resumable table as CSV")
     sweep.add_argument("--model", default="opt-mini")
@@ -71,17 +98,24 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--windows", type=int, default=64)
     sweep.add_argument("--out", type=Path, default=Path("build/sweep.csv"))
 
-    demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
-    demo.add_argument("--out", type=Path, default=Path("build/demo"))
-    demo.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
-    students = _command(commands, "students", _students, "write the students' edition of the notebooks: no solutions")
-    students.add_argument("--out", type=Path, default=Path("build/students"))
-    tables = _command(commands, "tables", _tables, "the results of recorded sweeps as tables.md in their folder")
-    tables.add_argument("--folder", type=Path, default=Path("bench"), help="where the sweeps' CSV files are")
-    tables.add_argument("--readme", type=Path, help="put the main ones between the markers of this file too")
-    _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
-    _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
-    return parser
+
+def _figure_command(commands) -> None:
+    figure = _command(commands, "figure", _figure, "one of the papers' figures: its table as CSV, resumed, and its picture")
+    figure.add_argument("name", help="sparsity, convergence, weights, costs; samples, damp, block-size, alpha-beta, epochs, "
+                        "order")
+    figure.add_argument("--model", help="default: the profile's")
+    figure.add_argument("--profile", default="mini", help="mini (opt-mini), small (smollm2-135m) or paper (its protocol)")
+    figure.add_argument("--layers", help="'first half' as in SparseLLM's tables; default: all")
+    figure.add_argument("--calibration", dest="corpus", metavar="TEXT", help="demo, c4, wikitext2, ptb or a text file")
+    figure.add_argument("--texts", help="comma-separated evaluation texts or text files")
+    figure.add_argument("--methods", help="comma-separated, of the figures over methods")
+    figure.add_argument("--sparsities", dest="patterns", help="comma-separated, of the figure sparsity")
+    figure.add_argument("--seeds", help="comma-separated calibration seeds")
+    for name, text in (("samples", "calibration windows"), ("seqlen", "tokens in a window"), ("block", "of convergence"),
+                       ("windows", "evaluation windows"), ("epochs", "of SparseLLM's loop")):
+        figure.add_argument(f"--{name}", type=int, help=text)
+    figure.add_argument("--tables", type=Path, help="folder of the tables; default: bench/figures")
+    figure.add_argument("--out", type=Path, default=Path("build/figures"), help="folder of the pictures")
 
 
 def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
@@ -177,6 +211,15 @@ def _evaluate(options) -> None:
     print(_perplexity(options, *_load(options)))
 
 
+def _zeroshot(options) -> None:
+    from .models import load
+    from .zeroshot import TASKS, zeroshot
+    tasks = options.tasks.split(",") if options.tasks else list(TASKS)
+    table = zeroshot(*load(options.model, dtype=options.dtype, device=options.device), tasks, limit=options.limit,
+                     folder=options.folder, harness=options.harness)
+    print(table.round(4).to_string(index=False, na_rep=""))
+
+
 def _sweep(options) -> None:
     from .sweep import METHODS, PATTERNS, Sweep
     from .tables import claims
@@ -190,6 +233,22 @@ def _sweep(options) -> None:
         print("excess log-perplexity over dense, as a share of SparseGPT's:")
         print(claims(table).round(3).to_string())
     print(f"table in {options.out}")
+
+
+def _figure(options) -> None:
+    from .figures import FOLDER, figure
+    names = ("model", "layers", "corpus", "samples", "seqlen", "windows", "epochs", "block")
+    changes = {name: getattr(options, name) for name in names}
+    for name in ("texts", "methods", "patterns", "seeds"):
+        given = getattr(options, name)
+        changes[name] = given and tuple(int(one) if name == "seeds" else one for one in given.split(","))
+    folder = options.tables or FOLDER
+    _, drawing, alt = figure(options.name, profile=options.profile, folder=folder,
+                             **{name: value for name, value in changes.items() if value is not None})
+    options.out.mkdir(parents=True, exist_ok=True)
+    picture = options.out / f"{options.name}-{Path(options.model or options.profile).name}.png"
+    drawing.savefig(picture, dpi=150)
+    print(f"{alt}\ntable in {folder}, picture in {picture}")
 
 
 def _demo(options) -> None:

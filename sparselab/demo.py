@@ -39,17 +39,22 @@ def compare(setting: Setting, methods: Iterable[str | Method], sparsities: Itera
     model, tokenizer = load(setting.model)
     windows = calibration(tokenizer, setting.corpus, samples=setting.samples, seqlen=setting.seqlen)
     text = tokens(tokenizer, setting.corpus)[:setting.windows * setting.seqlen]
-    dense_weights = {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
+    weights = dense_weights(model)
     measure = _Measure(model, tokenizer, text, setting, prompt, progress)
     rows, masks = [measure.row("dense", 0.0, 0.0, 0.0)], {}
     for sparsity in sparsities:
         for method in map(find_method, methods):
-            restore(model, dense_weights)
+            restore(model, weights)
             report = prune(model, windows, method=method, sparsity=sparsity, progress=progress)
             rows.append(measure.row(method.name, report.sparsity, report.error, report.seconds["total"],
                                     str(Pattern.parse(sparsity))))
             masks[method.name, sparsity] = shown_matrix(model).weight.detach() != 0
     return pd.DataFrame(rows), masks
+
+
+def dense_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what `restore` will give back."""
+    return {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
 
 
 def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -1,9 +1,12 @@
 """How many windows go through a model at once: decided from free memory, halved when that was too many."""
+import ctypes
 import os
 import resource
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -109,5 +112,19 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory held so far: by torch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):      # getrusage's figure begins with what the parent process held
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak(device: torch.device) -> int:
+    """Let `peak_bytes` count from now on, where the system can (Linux, a GPU); the bytes that are held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)                              # freed memory would be used again, uncounted
+        Path("/proc/self/clear_refs").write_text("5")                        # the kernel's code for the high-water mark
+    return peak_bytes(device)

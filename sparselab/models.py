@@ -1,4 +1,5 @@
 """Load a model and its tokenizer, and know where the blocks and linears of its family are."""
+import hashlib
 import importlib.util
 import operator
 import os
@@ -6,6 +7,7 @@ import shutil
 import socket
 import weakref
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -101,6 +103,21 @@ def model_name(model: nn.Module) -> str:
 def context_length(model: nn.Module) -> int:
     """The longest input, in tokens, that the model has positions for."""
     return model.config.max_position_embeddings
+
+
+def revision(model: nn.Module) -> str:
+    """Which weights these were: the Hub's commit, or the sha256 of the folder's safetensors files together."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return commit or _weights_sha256(locate(model_name(model))[0])
+
+
+@lru_cache
+def _weights_sha256(folder: str) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
 
 
 # --- loading -------------------------------------------------------------------------------------------------------

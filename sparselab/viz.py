@@ -13,8 +13,27 @@ STYLES = {"dense": ("#000000", "", ":"), "magnitude": ("#D55E00", "s", "--"), "w
           "admm": ("#666666", "X", "-."), "sparsellm": ("#E69F00", "v", "-"), "global": ("#000000", "*", "--")}
 LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "dsnot": "DSnoT", "swaps": "exact swaps",
           "admm": "ADMM", "sparsellm": "SparseLLM", "dense": "dense", "global": "global"}
+FILLS = {"": "full", "wanda": "left", "sparsegpt": "bottom"}                 # of a method's variants; others are hollow
 RC = {"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
       "grid.alpha": 0.25, "image.cmap": "cividis", "legend.frameon": False, "figure.constrained_layout.use": True}
+
+
+def label_of(method: str) -> str:
+    """What a sweep's method is called in figures: 'sparsellm:published' is 'SparseLLM (published)'."""
+    name, _, variant = method.partition(":")
+    return LABELS.get(name, name) + (f" ({LABELS.get(variant, variant)})" if variant else "")
+
+
+def style_of(method: str) -> tuple[str, str, str]:
+    """Colour, marker and line of a sweep's method; a variant has its method's colour and marker, and a line of its own."""
+    name, _, variant = method.partition(":")
+    colour, marker, line = STYLES.get(name, ("#666666", "o", "-"))
+    return colour, marker, line if not variant else STYLES[variant][2] if variant in STYLES else ":"
+
+
+def fill_of(method: str) -> str:
+    """How the markers of a sweep's method are filled, so that its variants differ without their lines."""
+    return FILLS.get(method.partition(":")[2], "none")
 
 
 def style():

@@ -87,13 +87,14 @@ def test_plan_stream_and_dry_run(tmp_path, capsys):
 
 
 def test_sweep_and_its_tables(tmp_path, capsys):
-    file = str(tmp_path / "sweep.csv")
+    file = str(tmp_path / "opt-mini.csv")
     assert main(["sweep", "--methods", "sparsegpt,wanda", "--sparsities", "0.7", "--samples", "4", "--seqlen", "64",
                  "--windows", "4", "--out", file]) == 0
     assert "share of SparseGPT's" in capsys.readouterr().out
-    assert main(["tables", file]) == 0
+    assert main(["tables", "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "| sparsegpt | **" in printed and "calibration 4 x 64 tokens of demo" in printed
+    assert (tmp_path / "tables.md").read_text() == printed
 
 
 def test_students_edition(tmp_path, capsys, monkeypatch):

@@ -1,9 +1,10 @@
 """The table of a sweep: complete rows, resumed where it stopped."""
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 import sparselab as sl
-from sparselab.sweep import METHODS, Sweep, named_method
+from sparselab.sweep import METHODS, Sweep, append, named_method
 from sparselab.tables import claims
 
 SMALL = Sweep("opt-mini", samples=2, seqlen=32, windows=2)
@@ -33,6 +34,24 @@ def test_a_sweep_is_resumed_and_its_rows_are_complete(tmp_path):
                                                                                        progress=False)
     assert len(more) == 2                                        # nothing is run twice
     assert pd.read_csv(file).sparsity.between(0.49, 0.51).all()
+
+
+def test_rows_do_not_go_into_a_table_of_other_columns(tmp_path):
+    append(tmp_path / "table.csv", [{"a": 1, "b": 2}])
+    append(tmp_path / "table.csv", [{"a": 3, "b": 4}])
+    assert pd.read_csv(tmp_path / "table.csv").to_dict("list") == {"a": [1, 3], "b": [2, 4]}
+    with pytest.raises(sl.SparselabError, match="other columns"):
+        append(tmp_path / "table.csv", [{"a": 5}])
+
+
+def test_a_recorded_table_can_be_gone_on_with():
+    """The columns of the tables in bench/ are those that a sweep writes."""
+    columns = [*pd.read_csv(ROOT / "bench" / "opt-mini.csv", nrows=0)]
+    model, tokenizer = sl.load("opt-mini")
+    windows = sl.calibration(tokenizer, "demo", samples=2, seqlen=32)
+    report = sl.prune(model, windows, method="magnitude", sparsity=0.5, layers=[0], progress=False)
+    ppl = sl.perplexity(model, windows.flatten(), seqlen=32, progress=False)
+    assert [*SMALL.row(0, "0.5", "magnitude", report, "demo", ppl, ppl)] == columns
 
 
 def test_published_knows_its_families():

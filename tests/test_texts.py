@@ -133,10 +133,14 @@ def test_a_changed_download_is_refused(tmp_path):
 
 
 @pytest.mark.needs_data
-def test_wikitext2_has_the_papers_token_count(shared_data, monkeypatch):
-    """287,645 tokens with OPT's tokenizer, its leading </s> counted."""
+def test_the_papers_token_and_window_counts(shared_data, monkeypatch):
+    """OPT's tokenizer puts </s> before the text: 287,645 tokens of WikiText-2, the number that the papers' perplexities
+    rest on; the remainder of the last window is dropped."""
     monkeypatch.setenv("SPARSELAB_DATA", str(shared_data))
-    opt = GPT2TokenizerFast(vocab=str(shared_data / "opt-vocab.json"), merges=str(shared_data / "opt-merges.txt"))
-    ids = sl.tokens(opt, "wikitext2")
-    assert len(ids) + 1 == 287_645
-    assert len(ids) // 2048 == 140
+    opt = GPT2TokenizerFast(vocab=str(shared_data / "opt-vocab.json"), merges=str(shared_data / "opt-merges.txt"),
+                            bos_token="</s>", eos_token="</s>", add_bos_token=True)
+    counts = {corpus: len(sl.tokens(opt, corpus)) for corpus in ("wikitext2", "ptb")}
+    assert counts == {"wikitext2": 287_645, "ptb": 97_722}
+    assert {corpus: count // 2048 for corpus, count in counts.items()} == {"wikitext2": 140, "ptb": 47}
+    assert sl.tokens(opt, "wikitext2")[0] == opt.bos_token_id == 2
+    assert texts.C4_EVALUATION_TOKENS // 2048 == 256
