@@ -21,7 +21,8 @@ SHARE = 0.5                                         # of a large product's speed
 
 @dataclass
 class Plan:
-    """Bytes by term, where the run needs them ('device' or 'host'), and seconds by phase."""
+    """Bytes by term, where the run needs them ('device' or 'host'), seconds by phase, and the bytes that are free in each
+    place that this machine has."""
 
     title: str
     bytes: dict[str, tuple[str, float]]
@@ -39,6 +40,8 @@ class Plan:
 
     def advice(self) -> str:
         """Whether it fits, and what to turn where it does not."""
+        if "device" not in self.free:
+            return "there is no such device here to compare with"
         short = [place for place, free in self.free.items() if self.total(place) > free]
         if not short:
             return "fits"
@@ -50,11 +53,12 @@ class Plan:
                 f"{knobs.get(largest, 'dtype=torch.bfloat16, or a smaller model')}.")
 
     def __str__(self) -> str:
-        places = ", ".join(f"{place} {self.total(place) / GIB:.2f} GiB of {free / GIB:.1f} free"
-                           for place, free in self.free.items() if self.total(place))
+        places = ", ".join(f"{place} {self.total(place) / GIB:.2f} GiB"
+                           + (f" of {self.free[place] / GIB:.1f} free" if place in self.free else "")
+                           for place in ("device", "host") if self.total(place))
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        return (f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places}; {self.advice()}\n"
-                f"about {sum(self.seconds.values()) / 60:.1f} min: {phases}")
+        return (f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places}; {self.advice()}"
+                + f"\nabout {sum(self.seconds.values()) / 60:.1f} min: {phases}" * bool(phases))
 
     __repr__ = __str__
 
@@ -91,8 +95,8 @@ def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt
 
     model: a name (only its config.json is read) or a configuration of transformers. The memory is what the engine
     allocates, term by term; the seconds are its matrix products over half of the speed that a large product reaches on
-    the device now (measured in a second; `measure=False` leaves them out). `sl.prune(..., dry_run=True)` measures a
-    block instead.
+    the device now (measured in a second; `measure=False` leaves them out, and so does device='cuda' on a machine without
+    a GPU). `sl.prune(..., dry_run=True)` measures a block instead.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = model if isinstance(model, PretrainedConfig) else config_of(str(model))
@@ -103,8 +107,9 @@ def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt
     title = (f"{name or type(config).__name__}: {shape.blocks} blocks, {shape.blocks * shape.block + shape.outside} "
              f"parameters, {str(dtype).removeprefix('torch.')}; {method}; calibration {samples} x {seqlen} tokens; {device}")
     terms = memory_terms(shape, method, tokens, seqlen, size, device.type, offload)
-    seconds = phases(shape, method, tokens, seqlen, size, device, dtype) if measure else {}
-    free = {"device": free_bytes(device)}
+    here = device.type == "cpu" or torch.cuda.is_available()
+    seconds = phases(shape, method, tokens, seqlen, size, device, dtype) if measure and here else {}
+    free = {"device": free_bytes(device)} if here else {}
     if device.type != "cpu":
         free["host"] = free_bytes(torch.device("cpu"))
     return Plan(title, terms, seconds, free)
