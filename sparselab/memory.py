@@ -1,4 +1,5 @@
 """How many windows go through a model at once: decided from free memory, halved when that was too many."""
+import ctypes
 import os
 import resource
 import sys
@@ -103,6 +104,15 @@ def in_batches(function: Callable[[Tensor], Result], windows: Tensor, model: nn.
         return results
 
     return halving(work, batch_size(model, windows.shape[1]))
+
+
+def give_back() -> None:
+    """Return freed memory to the system. glibc keeps freed pieces of up to 32 MB, most matrices of a block among them, and
+    what it keeps grows from block to block."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):                                        # another system, another allocator
+        pass
 
 
 def peak_bytes(device: torch.device) -> int:

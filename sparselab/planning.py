@@ -65,7 +65,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that costs depend on; parameters of one block and of all that is outside the blocks."""
+    """The numbers of a model that costs depend on; parameters of one block, of all that is outside the blocks, and of the
+    output head among those, where it is one of its own: it is copied from file to file and needs no memory."""
 
     family: Family
     blocks: int
@@ -74,6 +75,7 @@ class Shape:
     vocabulary: int
     block: int
     outside: int
+    head: int
     groups: tuple[tuple[int, int], ...]         # (inputs, outputs together) of the linears that share inputs
 
     @classmethod
@@ -84,8 +86,9 @@ class Shape:
         block = sum(p.numel() for p in blocks[0].parameters())
         linears = [[blocks[0].get_submodule(name) for name in group] for group in family.groups]
         groups = tuple((group[0].in_features, sum(linear.out_features for linear in group)) for group in linears)
+        total, headless = (sum(p.numel() for p in part.parameters()) for part in (model, model.base_model))
         return cls(family, len(blocks), config.hidden_size, groups[-1][0], config.vocab_size, block,
-                   sum(p.numel() for p in model.parameters()) - len(blocks) * block, groups)
+                   total - len(blocks) * block, total - headless, groups)
 
 
 def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt", samples: int = 128, seqlen: int = 2048,
@@ -127,7 +130,8 @@ def memory_terms(shape: Shape, method: Method, tokens: int, seqlen: int, size: i
     batch = max(1, (TOKENS_AT_ONCE if device == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
     forward = size * min(tokens, batch * seqlen) * (8 * shape.width + 4 * shape.inner)
     where = {"device": "device", "cpu": host, "disk": "disk"}[offload]
-    terms = {"Python and torch": ("device", RUNTIME[device]), "outside the blocks": ("device", size * shape.outside),
+    terms = {"Python and torch": ("device", RUNTIME[device]),
+             "before the blocks": ("device", size * (shape.outside - shape.head)),
              "block" + ", and as it was dense" * aimed: ("device", size * shape.block * (1 + aimed)),
              "next block, read ahead": (host, size * shape.block),
              "activations": (where, size * tokens * shape.width * (1 + aimed)), "forward pass": ("device", forward),
