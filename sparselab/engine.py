@@ -19,7 +19,7 @@ from . import ranks
 from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
-from .memory import OUT_OF_MEMORY, Shelf, batch_size, halving, is_out_of_memory, peak_bytes
+from .memory import OUT_OF_MEMORY, Shelf, batch_size, give_back, halving, is_out_of_memory, peak_bytes
 from .methods import DENSE_BLOCK, Fit, Method, find_method
 from .models import Family, blocks_of, family_of, linears_of, model_name
 from .patterns import Pattern
@@ -437,6 +437,8 @@ class _Run:
 
     def _solve(self, name: str, stats: Statistics) -> tuple[Fit, float]:
         linear, started = self.linears[name], time.perf_counter()
+        if self.source.streamed:
+            give_back()
         with self.clock("solve"):
             target, solution = named(name, lambda: self.method.prune_matrix(linear.weight.detach().float(), stats,
                                                                             self.shares[name]))
