@@ -1,6 +1,6 @@
 """LLaMA-2-13b's exact shape, from shards on disk to shards on disk, by each method: seconds by phase, peaks, speeds.
 
-    python bench/llama13b.py [--shape 13b|7b|125m|tiny] [--methods wanda,dsnot,sparsegpt,sparsellm]
+    python bench/llama13b.py [--shape 13b|7b|1b|125m|tiny] [--methods wanda,dsnot,sparsegpt,sparsellm]
                              [--samples 128] [--seqlen 2048] [--device cuda] [--blocks N] [--folder DIR] [--csv FILE]
 
 The weights are random, with the statistics that matter to pruning: embeddings whose norms differ, and a few channels of
@@ -30,7 +30,7 @@ from sparselab.planning import product_speed
 from sparselab.streaming import Streamed
 
 SHAPES = {"13b": (5120, 13824, 40, 40, 32000), "7b": (4096, 11008, 32, 32, 32000), "125m": (768, 2048, 12, 12, 32000),
-          "tiny": (256, 688, 4, 4, 4096)}
+          "1b": (2048, 5504, 30, 16, 32000), "tiny": (256, 688, 4, 4, 4096)}
 GOALS = {"wanda": 45, "dsnot": 75, "sparsegpt": 100, "sparsellm": 480}
 LOUD, GAIN = 6, 30.0
 

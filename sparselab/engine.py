@@ -19,7 +19,7 @@ from . import ranks
 from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
-from .memory import OUT_OF_MEMORY, Shelf, batch_size, halving, is_out_of_memory, peak_bytes
+from .memory import OUT_OF_MEMORY, Shelf, batch_size, give_back, halving, is_out_of_memory, peak_bytes
 from .methods import DENSE_BLOCK, Fit, Method, find_method
 from .models import Family, blocks_of, family_of, linears_of, model_name
 from .patterns import Pattern
@@ -389,12 +389,12 @@ class _Run:
             with self.clock("collect"):
                 sinks = self.stream.collect(block, lambda stage=stage: dict(map(self._sink, stage)), original,
                                             self.prefix)
-            matrices = {self.prefix + name: sinks[group[0]] for group in stage if not self._is_joint(group)
-                        for name in group}
+            joint = [(group, sinks.pop(group[0])) for group in stage if self._is_joint(group)]
+            matrices = {self.prefix + name: sinks[group[0]] for group in stage if group[0] in sinks for name in group}
+            sinks.clear()                                                    # so that statistics go with their last matrix
             self._prune_matrices(matrices)
-            for group in stage:
-                if self._is_joint(group):
-                    self._prune_joint(group, sinks[group[0]])
+            for group, sink in joint:
+                self._prune_joint(group, sink)
 
     def _groups(self) -> list[tuple[str, ...]]:
         """The block's chosen linears that are pruned from the same inputs; with a joint method the whole FFN is one."""
@@ -431,13 +431,14 @@ class _Run:
             self._write(name, fit, (time.perf_counter() - started) / len(names))
 
     def _prune_matrices(self, matrices: dict[str, Statistics]) -> None:
-        """Each matrix on its own; several processes divide them."""
-        found = ranks.divide({name: partial(self._solve, name, stats) for name, stats in matrices.items()})
-        for name in matrices:
-            self._write(name, *found[name])
+        """Each matrix on its own; several processes divide them. `matrices` is used up."""
+        work = {name: partial(self._solve, name, matrices.pop(name)) for name in [*matrices]}
+        ranks.divide(work, lambda name, result: self._write(name, *result))
 
     def _solve(self, name: str, stats: Statistics) -> tuple[Fit, float]:
         linear, started = self.linears[name], time.perf_counter()
+        if self.source.streamed:
+            give_back()
         with self.clock("solve"):
             target, solution = named(name, lambda: self.method.prune_matrix(linear.weight.detach().float(), stats,
                                                                             self.shares[name]))
@@ -528,7 +529,7 @@ def _prove_calls(source: Streamed, window: LongTensor) -> None:
     setattr(parent, name, nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))))
     try:
         handle = getattr(parent, name)[-1].register_forward_hook(lambda _, args, output: last.append(output))
-        source.model(window.to(source.device), use_cache=False)
+        source.model.base_model(window.to(source.device), use_cache=False)    # all but the head, which has no memory
         handle.remove()
         _compare_walk(source.model, window, last[0])
     finally:

@@ -40,6 +40,14 @@ def add_gram(gram: Tensor, x: Tensor) -> None:
             gram[a:b, :b].addmm_(x[:, a:b].T, x[:, :b])
 
 
+def mirror(gram: Tensor) -> None:
+    """Copy the lower triangle of gram [c, c] to the upper one, panel by panel: without a second matrix of that size."""
+    for a, b in _panels(len(gram)):
+        corner = gram[a:b, a:b].tril()
+        gram[a:b, a:b] = corner.add_(corner.tril(-1).T)
+        gram[:a, a:b] = gram[a:b, :a].T
+
+
 def inverse_factor(hessian: Tensor, damp: float, tries: int) -> tuple[Tensor, float, int]:
     """Upper R with H^-1 = R^T R for H = hessian [c, c] + damp * mean diagonal; the damping used, and the tries.
 

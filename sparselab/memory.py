@@ -108,6 +108,15 @@ def in_batches(function: Callable[[Tensor], Result], windows: Tensor, model: nn.
     return halving(work, batch_size(model, windows.shape[1]))
 
 
+def give_back() -> None:
+    """Return freed memory to the system. glibc keeps freed pieces of up to 32 MB, most matrices of a block among them, and
+    what it keeps grows from block to block."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):                                        # another system, another allocator
+        pass
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most memory held so far: by torch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":

@@ -21,7 +21,8 @@ SHARE = 0.5                                         # of a large product's speed
 
 @dataclass
 class Plan:
-    """Bytes by term, where the run needs them ('device' or 'host'), and seconds by phase."""
+    """Bytes by term, where the run needs them ('device' or 'host'), seconds by phase, and the bytes that are free in each
+    place that this machine has."""
 
     title: str
     bytes: dict[str, tuple[str, float]]
@@ -39,6 +40,8 @@ class Plan:
 
     def advice(self) -> str:
         """Whether it fits, and what to turn where it does not."""
+        if "device" not in self.free:
+            return "there is no such device here to compare with"
         short = [place for place, free in self.free.items() if self.total(place) > free]
         if not short:
             return "fits"
@@ -50,18 +53,20 @@ class Plan:
                 f"{knobs.get(largest, 'dtype=torch.bfloat16, or a smaller model')}.")
 
     def __str__(self) -> str:
-        places = ", ".join(f"{place} {self.total(place) / GIB:.2f} GiB of {free / GIB:.1f} free"
-                           for place, free in self.free.items() if self.total(place))
+        places = ", ".join(f"{place} {self.total(place) / GIB:.2f} GiB"
+                           + (f" of {self.free[place] / GIB:.1f} free" if place in self.free else "")
+                           for place in ("device", "host") if self.total(place))
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        return (f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places}; {self.advice()}\n"
-                f"about {sum(self.seconds.values()) / 60:.1f} min: {phases}")
+        return (f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places}; {self.advice()}"
+                + f"\nabout {sum(self.seconds.values()) / 60:.1f} min: {phases}" * bool(phases))
 
     __repr__ = __str__
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that costs depend on; parameters of one block and of all that is outside the blocks."""
+    """The numbers of a model that costs depend on; parameters of one block, of all that is outside the blocks, and of the
+    output head among those, where it is one of its own: it is copied from file to file and needs no memory."""
 
     family: Family
     blocks: int
@@ -70,6 +75,7 @@ class Shape:
     vocabulary: int
     block: int
     outside: int
+    head: int
     groups: tuple[tuple[int, int], ...]         # (inputs, outputs together) of the linears that share inputs
 
     @classmethod
@@ -80,8 +86,9 @@ class Shape:
         block = sum(p.numel() for p in blocks[0].parameters())
         linears = [[blocks[0].get_submodule(name) for name in group] for group in family.groups]
         groups = tuple((group[0].in_features, sum(linear.out_features for linear in group)) for group in linears)
+        total, headless = (sum(p.numel() for p in part.parameters()) for part in (model, model.base_model))
         return cls(family, len(blocks), config.hidden_size, groups[-1][0], config.vocab_size, block,
-                   sum(p.numel() for p in model.parameters()) - len(blocks) * block, groups)
+                   total - len(blocks) * block, total - headless, groups)
 
 
 def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt", samples: int = 128, seqlen: int = 2048,
@@ -91,8 +98,8 @@ def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt
 
     model: a name (only its config.json is read) or a configuration of transformers. The memory is what the engine
     allocates, term by term; the seconds are its matrix products over half of the speed that a large product reaches on
-    the device now (measured in a second; `measure=False` leaves them out). `sl.prune(..., dry_run=True)` measures a
-    block instead.
+    the device now (measured in a second; `measure=False` leaves them out, and so does device='cuda' on a machine without
+    a GPU). `sl.prune(..., dry_run=True)` measures a block instead.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = model if isinstance(model, PretrainedConfig) else config_of(str(model))
@@ -103,8 +110,9 @@ def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt
     title = (f"{name or type(config).__name__}: {shape.blocks} blocks, {shape.blocks * shape.block + shape.outside} "
              f"parameters, {str(dtype).removeprefix('torch.')}; {method}; calibration {samples} x {seqlen} tokens; {device}")
     terms = memory_terms(shape, method, tokens, seqlen, size, device.type, offload)
-    seconds = phases(shape, method, tokens, seqlen, size, device, dtype) if measure else {}
-    free = {"device": free_bytes(device)}
+    here = device.type == "cpu" or torch.cuda.is_available()
+    seconds = phases(shape, method, tokens, seqlen, size, device, dtype) if measure and here else {}
+    free = {"device": free_bytes(device)} if here else {}
     if device.type != "cpu":
         free["host"] = free_bytes(torch.device("cpu"))
     return Plan(title, terms, seconds, free)
@@ -122,7 +130,8 @@ def memory_terms(shape: Shape, method: Method, tokens: int, seqlen: int, size: i
     batch = max(1, (TOKENS_AT_ONCE if device == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
     forward = size * min(tokens, batch * seqlen) * (8 * shape.width + 4 * shape.inner)
     where = {"device": "device", "cpu": host, "disk": "disk"}[offload]
-    terms = {"Python and torch": ("device", RUNTIME[device]), "outside the blocks": ("device", size * shape.outside),
+    terms = {"Python and torch": ("device", RUNTIME[device]),
+             "before the blocks": ("device", size * (shape.outside - shape.head)),
              "block" + ", and as it was dense" * aimed: ("device", size * shape.block * (1 + aimed)),
              "next block, read ahead": (host, size * shape.block),
              "activations": (where, size * tokens * shape.width * (1 + aimed)), "forward pass": ("device", forward),

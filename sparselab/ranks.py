@@ -68,11 +68,14 @@ def total(number: float) -> float:
     return type(number)(value.item())
 
 
-def divide(work: dict[str, Callable[[], Result]]) -> dict[str, Result]:
-    """Results by name, each computed by one process and sent to the others. Thresholds belong to whole matrices, so that a
-    matrix is the smallest piece that gives the same mask as one process does."""
+def divide(work: dict[str, Callable[[], Result]], take: Callable[[str, Result], None]) -> None:
+    """Hand the results, each computed by one process and sent to the others, to `take` by name, in order. `work` is used up:
+    alone, a process holds one result at a time, and nothing of the work behind it. Thresholds belong to whole matrices, so
+    that a matrix is the smallest piece that gives the same mask as one process does."""
     if size() == 1:
-        return {name: job() for name, job in work.items()}
+        for name in [*work]:
+            take(name, work.pop(name)())
+        return
     results: list[dict | Exception] = [{} for _ in range(size())]
     try:
         mine = {name: job() for place, (name, job) in enumerate(work.items()) if place % size() == rank()}
@@ -82,7 +85,8 @@ def divide(work: dict[str, Callable[[], Result]]) -> dict[str, Result]:
     for part in results:
         if isinstance(part, Exception):
             raise part
-    return {name: value for part in results for name, value in part.items()}
+    for place, name in enumerate(work):
+        take(name, results[place % size()][name])
 
 
 def wait() -> None:

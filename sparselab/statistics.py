@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import ranks
 from .errors import SparselabError
-from .factor import add_gram, inverse_factor, tensor_cores
+from .factor import add_gram, inverse_factor, mirror, tensor_cores
 
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
 DAMP = 0.01                 # SparseGPT's damping
@@ -107,7 +107,7 @@ class Statistics:
         ranks.add_up(self.square, self.sums, self.between, self.gram, self.cross, self.drift)
         self.tokens, self.sequences = ranks.total(self.tokens), ranks.total(self.sequences)
         if self.gram is not None:
-            self.gram = self.gram.tril().add_(self.gram.tril(-1).T)
+            mirror(self.gram)
             self.square = self.gram.diagonal().clone()
         seen = self.square if self.square is not None else torch.cat(self.samples).float()
         if not torch.isfinite(seen).all():

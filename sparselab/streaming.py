@@ -14,6 +14,7 @@ from torch import LongTensor, Tensor, nn
 from . import ranks
 from .checkpoint import INDEX, Checkpoint, load_header
 from .errors import SparselabError
+from .memory import give_back
 from .models import blocks_of, family_of, quiet, tokenizer_of
 from .packing import stored_tensors
 from .report import REPORT_FILE, MatrixRow, Report, is_disk_full, write_json
@@ -50,7 +51,7 @@ class Resident:
 
 
 class Streamed:
-    """A model in safetensors files. `model` has memory for what is outside the blocks; `load` fills a block, while the
+    """A model in safetensors files. `model` has memory for what comes before the blocks; `load` fills a block, while the
     one after it is read ahead; `finish` writes it as a shard of the result and lets it go.
 
     The result grows in `<out>.part`, named in a manifest that is written after each shard. The same call goes on after
@@ -71,8 +72,10 @@ class Streamed:
         self.like = {layer: dict(block.state_dict()) for layer, block in enumerate(self.blocks)}     # without memory
         inside = {f"{self.prefix}.{layer}.{key}" for layer, like in self.like.items() for key in like}
         outside = {key: like for key, like in self.model.state_dict().items() if key not in inside}
-        self.outside = self.checkpoint.read({key: outside[key] for key in stored_tensors(self.model) if key in outside})
-        self.model.load_state_dict(self.outside, strict=False, assign=True)
+        self.outside = {key: outside[key] for key in stored_tensors(self.model) if key in outside}
+        needed = self.model.base_model_prefix + "."                          # all but an output head of its own
+        used = {key: like for key, like in self.outside.items() if key.startswith(needed)}
+        self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
         self.model.tie_weights()
         _move_outside(self.model, self.blocks, device)
         self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -137,7 +140,7 @@ class Streamed:
             self.part.rmdir()
             raise SparselabError(f"the result needs {needed / 2**20:.0f} MiB, but {self.out.parent} has {free / 2**20:.0f} "
                                  "MiB free. Free some disk space or choose another folder for out=.")
-        self._guard(self._write, 0, self.outside)
+        self._guard(self._write, 0, self.checkpoint.read(self.outside))
 
     def follow(self, settings: dict, report: Report) -> None:
         """What `begin` does, in a process that does not write: the first one has made the folder."""
@@ -166,6 +169,7 @@ class Streamed:
             if self.device.type == "cpu":
                 self._wait()                                                 # memory for a second block is worth more
         self.blocks[layer].to("meta")
+        give_back()
 
     def close(self, report: Report) -> None:
         """Write what makes a folder of shards a model, and give it its name."""
@@ -234,12 +238,13 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
 
 
 def _move_outside(model: nn.Module, blocks: nn.ModuleList, device: torch.device) -> None:
-    """Everything but the blocks to the device; those have no memory yet."""
+    """Everything but the blocks to the device, and an output head of its own; those have no memory."""
     inside = {id(module) for block in blocks for module in block.modules()}
     for module in model.modules():
         if id(module) not in inside:
             for name, value in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(value.to(device), requires_grad=False))
+                if not value.is_meta:
+                    setattr(module, name, nn.Parameter(value.to(device), requires_grad=False))
             for name, value in module.named_buffers(recurse=False):
                 setattr(module, name, value.to(device))
     model.tie_weights()

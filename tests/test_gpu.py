@@ -3,9 +3,11 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, correlated
+from test_kernels import compare
 
 import sparselab as sl
+from sparselab.methods import sparsegpt
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
 
@@ -43,3 +45,21 @@ def test_streamed_on_a_gpu_gives_the_same_bits(method, offload, tmp_path):
     sl.prune("opt-mini", windows, method=method, sparsity=0.5, offload=offload, out=tmp_path / "out", progress=False)
     again, _ = sl.load(tmp_path / "out")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_the_kernel_gives_what_the_plain_loop_gives():
+    compare(pytest.importorskip("sparselab.kernels").prune_block, "cuda")
+
+
+@pytest.mark.parametrize("sparsity", [0.7, "2:4"])
+def test_the_kernel_prunes_a_matrix_as_the_plain_loop_does(sparsity, monkeypatch):
+    stats = sl.Statistics.of(correlated(2000, 700).cuda()).finish("x")       # 700: the last block is narrower
+    weight, results = torch.randn(300, 700, device="cuda"), []
+    assert sparsegpt.block_loop(weight.device, 128) is not sparsegpt.prune_block
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr(sparsegpt, "_kernel", lambda: None)
+        results.append(sl.SparseGPT().solve(weight, stats, sl.Pattern.parse(sparsity)))
+    one, two = results
+    assert (one.mask == two.mask).float().mean() > 0.995
+    assert stats.relative_error(weight, one.weight) == pytest.approx(stats.relative_error(weight, two.weight), rel=1e-3)

@@ -47,6 +47,13 @@ def test_advice_names_the_knob(monkeypatch):
     assert "fits" in str(sl.plan("opt-mini", "wanda", 16, 256, "cpu", measure=False))
 
 
+def test_a_plan_for_a_gpu_that_is_not_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan = sl.plan(llama13b(), "sparsegpt", 128, 2048, "cuda")
+    assert 15 < plan.total("device") / GIB < 24 and not plan.seconds
+    assert "no such device here" in str(plan) and "min:" not in str(plan)
+
+
 def test_seconds_come_from_this_machine():
     plan = sl.plan("opt-mini", "sparsellm", 16, 256, "cpu")
     assert {"forward passes", "solve", "feed-forward sub-problems"} <= {*plan.seconds}

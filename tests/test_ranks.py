@@ -37,7 +37,9 @@ def test_without_torchrun_nothing_happens():
     x = torch.ones(3)
     ranks.add_up(x, None)
     assert ranks.size() == 1 and ranks.rank() == 0 and ranks.total(5) == 5 and x.sum() == 3
-    assert ranks.divide({"a": lambda: 1}) == {"a": 1}
+    work, taken = {"a": lambda: 1, "b": lambda: 2}, {}
+    ranks.divide(work, taken.__setitem__)
+    assert taken == {"a": 1, "b": 2} and not work
     assert torch.equal(ranks.share(torch.arange(6).view(3, 2)), torch.arange(6).view(3, 2))
 
 

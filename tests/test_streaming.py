@@ -76,6 +76,17 @@ def test_options_hold_for_streamed_models(folder, windows, tmp_path, options):
     same(weights(tmp_path / "out"), expected)
 
 
+def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows):
+    model = tiny_llama(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    source = streaming.Streamed(tmp_path / "model", None, None, torch.device("cpu"))
+    assert source.model.lm_head.weight.is_meta and not source.model.get_input_embeddings().weight.is_meta
+    source.abandon()
+    sl.prune(tmp_path / "model", windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+    assert torch.equal(weights(tmp_path / "out")["lm_head.weight"], model.lm_head.weight)
+
+
 class Killed(BaseException):
     pass
 

@@ -1,5 +1,9 @@
 """SparseGPT: prune column by column, and let the columns still to come make up for the error."""
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -47,15 +51,36 @@ def prune_columns(weight: Tensor, factor: Tensor, dead: Tensor, pattern: Pattern
     w = weight.T.clone(memory_format=torch.contiguous_format)                # [c, r]: row j is column j of the matrix
     pruned = torch.zeros_like(w, dtype=torch.bool)
     block = max(block - block % pattern.m, pattern.m) if pattern.m else block
+    loop = block_loop(w.device, min(block, c))
     for a in range(0, c, block):
         b = min(a + block, c)
         scale = _scale(factor.diagonal()[a:b], dead[a:b])
         if not pattern.m:
             count = pattern.zeros(r * b) - pattern.zeros(r * a)
             pruned[a:b] = lowest((w[a:b] * scale).square_().view(1, -1), count).view(b - a, r)
-        errors = _prune_block(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
+        errors = loop(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
         w[b:].addmm_(factor[a:b, b:].T, errors, alpha=-1)                    # push the block's error to the right
     return w.masked_fill_(pruned, 0).T.contiguous(), pruned.T.contiguous()
+
+
+def block_loop(device: torch.device, block: int) -> Callable[[Tensor, Tensor, Tensor, Tensor, Pattern], Tensor]:
+    """What prunes a block of so many columns: the Triton kernel on a GPU where it works, else the plain loop."""
+    kernel = _kernel() if device.type == "cuda" else None
+    return kernel.prune_block if kernel and block <= kernel.WIDEST else prune_block
+
+
+@cache
+def _kernel() -> ModuleType | None:
+    """sparselab.kernels, once it has worked here: Triton may be absent, or lack the C compiler that it calls."""
+    try:
+        from .. import kernels
+        one = torch.ones(1, 1, device="cuda")
+        kernels.prune_block(one, one > 0, one, one, Pattern(0.5)).cpu()
+        return kernels
+    except Exception as error:                                               # whatever it is, there is the plain loop
+        warnings.warn(f"SparseGPT's kernel does not run here ({type(error).__name__}: {error}), so its plain loop does the "
+                      "work. Triton comes with torch's CUDA wheels, and needs a C compiler.", stacklevel=2)
+        return None
 
 
 def _scale(diagonal: Tensor, dead: Tensor) -> Tensor:
@@ -64,7 +89,7 @@ def _scale(diagonal: Tensor, dead: Tensor) -> Tensor:
     return torch.where(dead, 1e-8 * scale.min(), scale)[:, None]
 
 
-def _prune_block(w: Tensor, pruned: Tensor, factor: Tensor, scale: Tensor, pattern: Pattern) -> Tensor:
+def prune_block(w: Tensor, pruned: Tensor, factor: Tensor, scale: Tensor, pattern: Pattern) -> Tensor:
     """Columns of one block in order: w, pruned [k, r] change in place, factor R [k, k]; -> errors e_j = w_j / R_jj.
 
     Before its turn, column j pulls what the errors of the columns before it owe: w_j -= sum over i < j of R_ij e_i.

@@ -1,0 +1,112 @@
+"""What a streamed run holds in the host's memory, measured by the operating system, against a stated bound.
+
+    python bench/host_peak.py [--shape 1b] [--methods wanda,sparsegpt] [--samples 4] [--seqlen 128] [--dtype float32]
+                              [--folder DIR]
+
+The bound: three blocks as the run holds them, the activations, and 1 GB for Python, torch, and what is outside the
+blocks. The model, of 3.3 GB in 16 bits, has LLaMA's shape and random weights (bench/llama13b.py makes it). Each run has a
+process of its own, started by one that never imported torch, because Linux counts a parent's memory into a child's peak.
+Pages of files mapped into memory count as well; the largest share of them is printed beside the peak.
+"""
+import argparse
+import datetime
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+MB = 1e6
+OVERHEAD = 1000         # MB
+BYTES = ("block", "activations", "plan", "solver", "peak", "mapped")
+
+
+def alone(work, *arguments):
+    """The result of a function in a new process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def make(folder: Path, shape: str) -> None:
+    """The model's files, float16, one a block."""
+    import torch
+    from llama13b import make
+    make(folder, shape, None, torch.float16)
+
+
+class MappedPages(threading.Thread):
+    """The most bytes of mapped files that this process held, looked at every 20 ms."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most = 0
+
+    def run(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.most = max(self.most, next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile")))
+            time.sleep(0.02)
+
+
+def prune(folder: Path, method: str, samples: int, seqlen: int, dtype: str) -> dict:
+    """Prune from files to files; bytes of a block, of the activations, and the peak."""
+    pages = MappedPages()
+    pages.start()
+    import torch
+    from sparsegpt_solver import machine
+
+    import sparselab as sl
+    started = time.perf_counter()
+    windows = torch.randint(0, 32000, (samples, seqlen), generator=torch.Generator().manual_seed(0))
+    report = sl.prune(folder, windows, method=method, sparsity=0.5, out=folder.with_name("out"), device="cpu",
+                      dtype=getattr(torch, dtype), progress=False)
+    terms = sl.plan(folder, method, samples, seqlen, "cpu", dtype=getattr(torch, dtype), measure=False).bytes
+    return {"block": terms["next block, read ahead"][1], "activations": terms["activations"][1], "sparsity": report.sparsity,
+            "plan": sum(amount for _, amount in terms.values()), "blocks": report.settings["blocks"],
+            "solver": terms["statistics"][1] + terms["solver"][1], "machine": machine(),
+            "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "mapped": pages.most,
+            "seconds": time.perf_counter() - started}
+
+
+def print_peak(mb: dict[str, float]) -> bool:
+    """The peak against the bound; whether it is kept."""
+    bound = 3 * mb["block"] + mb["activations"] + OVERHEAD
+    print(f"  peak {mb['peak']:.0f} MB (pages of mapped files: at most {mb['mapped']:.0f} MB)\n"
+          f"  bound 3 x {mb['block']:.0f} + {mb['activations']:.0f} + {OVERHEAD} = {bound:.0f} MB: "
+          f"{'kept' if mb['peak'] < bound else 'MISSED'}\n"
+          f"  sl.plan says {mb['plan']:.0f} MB, of it statistics and solver {mb['solver']:.0f} MB", flush=True)
+    return mb["peak"] < bound
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="1b")
+    parser.add_argument("--methods", default="wanda,sparsegpt")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--seqlen", type=int, default=128)
+    parser.add_argument("--dtype", default="float32", help="of the run; the files are float16")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sparselab-bench")
+    args, missed = parser.parse_args(), False
+    model = args.folder / f"{args.shape}-all-float16"
+    if not (model / "config.json").exists():
+        shutil.rmtree(model, ignore_errors=True)
+        alone(make, model, args.shape)
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    for method in args.methods.split(","):
+        for leftover in ("out", "out.part"):
+            shutil.rmtree(args.folder / leftover, ignore_errors=True)
+        found = alone(prune, model, method, args.samples, args.seqlen, args.dtype)
+        print(f"{datetime.date.today()}, {found['machine']}: LLaMA {args.shape}, {found['blocks']} blocks, "
+              f"{size / 1e9:.2f} GB in files; {method} 0.5, {args.samples} x {args.seqlen} tokens, {args.dtype}, "
+              f"{found['seconds']:.0f} s")
+        missed |= not print_peak({key: value / MB for key, value in found.items() if key in BYTES})
+        shutil.rmtree(args.folder / "out")
+    sys.exit(missed)
+
+
+if __name__ == "__main__":
+    main()
