@@ -6,6 +6,8 @@ from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
 from .. import viz
@@ -46,8 +48,11 @@ def explorer(draw: Draw, start: dict, *, size: tuple[float, float] = (5, 3), **c
     natural = ipywidgets.Layout(width=f"{size[0] * DPI:.0f}px", max_width="100%", align_self="flex-start")
     picture, sentence = ipywidgets.Image(format="png", layout=natural), ipywidgets.HTML()
 
+    places: list = []
+
     def redraw(*_: Any) -> None:
-        picture.value, sentence.value = _png(draw, {**fixed, **{name: knob.value for name, knob in knobs.items()}}, size)
+        values = {**fixed, **{name: knob.value for name, knob in knobs.items()}}
+        picture.value, sentence.value = _png(draw, values, size, places)
     for knob in knobs.values():
         knob.observe(redraw, names="value")
     redraw()
@@ -63,10 +68,19 @@ def _knob(name: str, values: Any, start: Any) -> ipywidgets.Widget:
     return kind(options=values, value=start, description=name)
 
 
-def _png(draw: Draw, values: dict, size: tuple[float, float]) -> tuple[bytes, str]:
+def _png(draw: Draw, values: dict, size: tuple[float, float], places: list) -> tuple[bytes, str]:
+    """A picture and its sentence. `places`: where the axes of the picture before stood; to lay them out anew would take
+    as long as to draw them."""
     with viz.style():
-        figure: Figure | SubFigure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        figure: Figure | SubFigure = Figure(figsize=size, dpi=DPI)
         sentence = draw(figure, **values)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})         # quick rather than small
+        if len(places) == len(figure.axes):
+            for axis, place in zip(figure.axes, places, strict=True):
+                axis.set_position(place)
+        else:
+            figure.set_layout_engine("constrained")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()                                                        # once, where savefig draws twice
+        places[:] = [axis.get_position(original=True) for axis in figure.axes]
+        plt.imsave(file := io.BytesIO(), np.asarray(canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
     return file.getvalue(), sentence
