@@ -4,12 +4,11 @@
 
 The SVD form is what the published code does: pseudo-inverses of X [N, d] and of p [N, f] by SVD, and an inverse of
 [f, f] for p. Both sides prune with the same SparseGPT, in float32, on the same inputs, in the same run; the true block
-error of both is printed. Then DSnoT's selection of its candidates against full sorts, with the peak memory of each,
-measured in a process of its own.
+error of both is printed, and the time of the two steps that differ, each alone. Then DSnoT's selection of its candidates
+against full sorts, with the peak memory of each, measured in a process of its own.
 """
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,8 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparselab as sl
+from sparselab.memory import peak_bytes, reset_peak
+from sparselab.methods.base import regression
 from sparselab.methods.dsnot import _Side, expected_error
-from sparselab.methods.sparsellm import FeedForward
+from sparselab.methods.sparsellm import FeedForward, ridge, solve_p, solve_s
 from sparselab.statistics import GRAM, MOMENTS, NORMS, Statistics
 
 SVD_GOAL, SELECT_GOAL = 20, 5
@@ -37,7 +38,6 @@ def inputs(tokens: int, width: int) -> torch.Tensor:
 
 def svd_form(linears: dict, x: torch.Tensor, epochs: int) -> dict:
     """The published loop with its pseudo-inverses; the gate step is ours, since theirs need not be finite."""
-    from sparselab.methods.sparsellm import solve_s
     w = {role: linear.weight for role, linear in linears.items()}
     z, s = x @ w["up"].T, x @ w["gate"].T
     p = F.silu(s) * z
@@ -84,6 +84,34 @@ def block(width: int, tokens: int, epochs: int) -> None:
 
 
 @torch.no_grad()
+def steps(width: int, tokens: int) -> None:
+    """The two steps that the SVD form does otherwise, each alone: W2 from p, and p from Y."""
+    hidden = -(-width * 8 // 3 // 64) * 64
+    phi, y, down = torch.randn(tokens, hidden), torch.randn(tokens, width), torch.randn(width, hidden) / hidden**0.5
+    stats = Statistics.of(phi).finish("p")                                   # SparseGPT needs it on both sides
+    stats.inverse_factor(1e-6)
+    rows = {"W2 by pseudo-inverse / regression from the Gram matrix": (
+                lambda: torch.linalg.pinv(phi) @ y,
+                lambda: regression(down, y.T @ phi, stats, 1e-6)),
+            "p by an f x f inverse / push-through": (
+                lambda: torch.linalg.inv(down.T @ down + torch.eye(hidden)) @ (down.T @ y.T + phi.T),
+                lambda: solve_p(phi, y, down, torch.linalg.cholesky(ridge(down @ down.T, 1.0))))}
+    for name, pair in rows.items():
+        theirs, ours = map(seconds_of, pair)
+        print(f"  {name}: {theirs:.2f} s / {ours:.3f} s, ratio {theirs / ours:.0f}x")
+
+
+def seconds_of(work) -> float:
+    """The faster of two runs."""
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+@torch.no_grad()
 def select(kind: str, width: int) -> None:
     """Choose DSnoT's candidates of one matrix [width, width], by selection or by full sorts; print seconds and memory."""
     x = inputs(2048, width).view(8, 256, width) + 0.1
@@ -92,7 +120,7 @@ def select(kind: str, width: int) -> None:
     pruned = ~sl.Wanda().solve(weight, stats, PATTERN).mask
     sign = torch.where(expected_error(weight, pruned, stats) < 0, -1.0, 1.0)[:, None]
     effect = weight * stats.mean * sign
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started = reset_peak(weight.device), time.perf_counter()
     if kind == "selection":
         _Side(rule, weight, pruned, effect, stats)
     else:                                                                    # two sorts of scores, two of their signs
@@ -102,8 +130,7 @@ def select(kind: str, width: int) -> None:
         grow = torch.where(pruned, effect / stats.variance, 0.0).sort(dim=1)
         grow.indices.double()
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "MiB": peak / 1024}))
+    print(json.dumps({"seconds": seconds, "MiB": (peak_bytes(weight.device) - before) / 2**20}))
 
 
 def main() -> None:
@@ -116,6 +143,7 @@ def main() -> None:
     if args.select:
         return select(args.select, args.width)
     block(args.width, args.tokens, args.epochs)
+    steps(args.width, args.tokens)
     width = 4 * args.width
     rows = {kind: json.loads(subprocess.check_output([sys.executable, __file__, "--select", kind, "--width", str(width)]))
             for kind in ("sorts", "selection")}
