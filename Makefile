@@ -31,7 +31,9 @@ test: setup lint
 
 bench: setup
 	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \
-	  $(BIN)/python bench/whole_model.py --repeat 2; echo; $(BIN)/python bench/sparsellm_block.py; } 2>/dev/null \
+	  $(BIN)/python bench/whole_model.py --repeat 2; echo; $(BIN)/python bench/sparsellm_block.py; echo; \
+	  $(BIN)/python bench/whole_model.py --model smollm2-135m --samples 16 --seqlen 512 --methods sparsellm --repeat 1; \
+	  } 2>/dev/null \
 	  | tee bench/results.txt
 
 lint: setup
