@@ -42,9 +42,11 @@ lint: setup
 doctor: setup
 	$(BIN)/python -m sparselab doctor
 
-# Execute the notebooks from top to bottom, in place; then `git diff` shows what changed.
+# Execute the notebooks from top to bottom, in place; then `git diff` shows what changed. The second run measures what the
+# cost cards say, on a machine that does nothing else.
 notebooks: setup
 	$(BIN)/python -m sparselab.testing.execute notebooks/*.ipynb
+	$(BIN)/python -m sparselab.testing.execute --costs notebooks/*.ipynb
 
 # The long sweeps behind the README's tables and notebook 09: three hours on two cores; broken off, they go on.
 tables: setup

@@ -42,11 +42,13 @@ class Sweep:
             progress: bool = True) -> pd.DataFrame:
         """Add what is missing to a CSV file and return it. A row is there when its pruning is done: a broken run goes on
         where it stopped."""
+        jobs = [job for job in product(seeds, patterns, methods) if not self._done(file, job)]
+        if not jobs:
+            return read(file)
         model, tokenizer = load(self.model)
         texts = {Path(text).name: tokens(tokenizer, text)[:self.windows * self.seqlen] for text in self.texts}
         weights = dense_weights(model)
         dense = {text: perplexity(model, ids, seqlen=self.seqlen, progress=False) for text, ids in texts.items()}
-        jobs = [job for job in product(seeds, patterns, methods) if not self._done(file, job)]
         drawn = {}
         for seed, pattern, name in tqdm(jobs, desc=f"sweep {self.model}", unit="run", disable=not progress):
             if seed not in drawn:                                            # all runs of a seed share one calibration
@@ -58,7 +60,7 @@ class Sweep:
                                 perplexity(model, ids, seqlen=self.seqlen, progress=False)),
                      **self.more(model, report, text)} for text, ids in texts.items()]
             append(file, rows)
-        return pd.read_csv(file, dtype={"pattern": str})
+        return read(file)
 
     def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
         """One pruning, in place."""
@@ -72,9 +74,8 @@ class Sweep:
         if not file.exists():
             return False
         seed, pattern, name = job
-        mine = {"seed": str(seed), "pattern": pattern, "method": name, **self.settings()}
-        table = pd.read_csv(file, dtype=str)
-        rows = table[(table[list(mine)] == pd.Series(mine)).all(axis=1)]
+        table = read(file)
+        rows = table[matching(table, {"seed": seed, "pattern": pattern, "method": name, **self.settings()})]
         return {Path(text).name for text in self.texts} <= {*rows.text}
 
     def settings(self) -> dict[str, str]:
@@ -93,6 +94,16 @@ class Sweep:
                 "dtype": report.settings["dtype"], "device": report.settings["device"], "machine": platform.machine(),
                 "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(),
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
+
+
+def read(file: Path) -> pd.DataFrame:
+    """A sweep's CSV; patterns are words, also where all of them look like numbers."""
+    return pd.read_csv(file, dtype={"pattern": str})
+
+
+def matching(table: pd.DataFrame, key: dict) -> pd.Series:
+    """Where a table's rows carry the key, compared as text."""
+    return (table[list(key)].astype(str) == pd.Series({name: str(value) for name, value in key.items()})).all(axis=1)
 
 
 def append(file: Path, rows: list[dict]) -> None:

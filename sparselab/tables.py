@@ -4,16 +4,12 @@ from pathlib import Path
 import pandas as pd
 
 from .patterns import Pattern
+from .sweep import read
 
 BASE = "sparsegpt"
 RECORDED = {"opt-mini.csv": "All methods and patterns", "ablation.csv": "What each idea is worth on its own",
             "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family"}
 SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
-
-
-def read(file: Path) -> pd.DataFrame:
-    """A sweep's CSV; patterns are words, also where all of them look like numbers."""
-    return pd.read_csv(file, dtype={"pattern": str})
 
 
 def claims(table: pd.DataFrame, base: str = BASE) -> pd.DataFrame:

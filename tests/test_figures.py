@@ -10,8 +10,11 @@ import sparselab as sl
 from sparselab import SparselabError, figures
 from sparselab.__main__ import main
 from sparselab.figures import ABLATIONS, FIGURES, PROFILES, Profile, figure
+from sparselab.figures.protocol import Recorded
+from sparselab.figures.weights import distribution
 from sparselab.packing import sizes
 from sparselab.report import save
+from sparselab.sweep import named_method
 
 TINY = Profile("opt-mini", samples=2, seqlen=32, windows=2, methods=("wanda", "sparsegpt"), patterns=("0.5", "2:4"),
                seeds=(0,), block=0, epochs=2, grid=(0.1, 1.0), sizes=(2,), steps=2)
@@ -31,7 +34,7 @@ def closed():
 @pytest.fixture
 def one_block(monkeypatch):
     """Sweeps that prune the first block only."""
-    monkeypatch.setattr(figures.Recorded, "prune", lambda self, model, windows, method, pattern: sl.prune(
+    monkeypatch.setattr(Recorded, "prune", lambda self, model, windows, method, pattern: sl.prune(
         model, windows, method=method, sparsity=pattern, layers=[0], progress=False))
 
 
@@ -70,8 +73,8 @@ def test_half_the_layers_is_another_protocol(tmp_path):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations(name, tmp_path, one_block, monkeypatch):
-    monkeypatch.setattr(figures, "DAMPS", (0.01, 0.1))
-    monkeypatch.setattr(figures, "BLOCK_SIZES", (64, 128))
+    monkeypatch.setattr(figures.ablations, "DAMPS", (0.01, 0.1))
+    monkeypatch.setattr(figures.ablations, "BLOCK_SIZES", (64, 128))
     table, canvas, alt = figure(name, profile=replace(TINY, seeds=(0, 1)), folder=tmp_path, progress=False)
     drawn(canvas, alt, "2 seeds", "sparsity 0.7", "lowest")
     runs = ABLATIONS[name].runs(TINY)
@@ -108,14 +111,14 @@ def test_weights(tmp_path):
 
 def test_distribution_by_its_definition():
     dense = torch.arange(1, 41.).view(4, 10)
-    rows = pd.DataFrame(figures.distribution({"a": dense}, {"a": dense * (dense > 20)}))
+    rows = pd.DataFrame(distribution({"a": dense}, {"a": dense * (dense > 20)}))
     kept = rows[rows.quantity == "kept"].y
     assert kept.tolist() == [0.0] * 10 + [1.0] * 10
     assert rows[rows.quantity == "pruned"].y.sum() == pytest.approx(0.5, abs=1e-6)
 
 
 def test_costs_are_measured_in_processes_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "COSTS", ("global",))
+    monkeypatch.setattr(figures.costs, "COSTS", ("global",))
     table, canvas, alt = figure("costs", profile=TINY, folder=tmp_path, progress=False)
     drawn(canvas, alt, "MiB", "global")
     row = table.iloc[0]
@@ -135,7 +138,7 @@ def test_the_bytes_are_those_that_are_written(tmp_path):
 
 
 def test_the_names_of_methods_may_set_what_a_preset_leaves(tmp_path):
-    method = figures.named_method("sparsellm:published;epochs=8;alpha=0.5", "OPT")
+    method = named_method("sparsellm:published;epochs=8;alpha=0.5", "OPT")
     assert method == replace(sl.SparseLLM.published("OPT"), epochs=8, alpha=0.5)
 
 

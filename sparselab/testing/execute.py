@@ -1,7 +1,8 @@
-"""Execute notebooks from top to bottom: python -m sparselab.testing.execute [--copies FOLDER] notebooks/*.ipynb
+"""Execute notebooks from top to bottom: python -m sparselab.testing.execute [--costs | --copies FOLDER] notebooks/*.ipynb
 
-In place, or as copies in a folder: with SPARSELAB_MODEL naming another model, and no trace in the repository. A large
-model on a small machine does it with --seqlen 64: the copies' windows are that short, and all else is the same.
+In place, with one thread, whose sums the tests repeat; with --costs for the cost cards alone, with all cores of a machine
+that does nothing else; or as copies in a folder: with SPARSELAB_MODEL naming another model, and no trace in the repository.
+A large model on a small machine does it with --seqlen 64: the copies' windows are that short, and all else is the same.
 """
 import argparse
 import base64
@@ -25,20 +26,37 @@ WORDS_A_MINUTE, LINES_A_MINUTE = 200, 15                                     # p
 def execute(file: Path) -> None:
     """Run every cell in a fresh kernel and store what came out; widget state, which GitHub cannot render, is dropped."""
     notebook = nbformat.read(file, as_version=4)
-    started = time.perf_counter()
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": file.parent}})
-    with client.setup_kernel(env={**os.environ, **KERNEL_ENVIRONMENT}):
-        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        for place, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, place)
-        peak = _peak_mib(client.km.provisioner.pid)
+    cost = run(notebook, file.parent, KERNEL_ENVIRONMENT)
     notebook.metadata.pop("widgets", None)
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         cell.execution_count = count
         cell.metadata.pop("execution", None)                                 # time stamps: noise in every diff
     shrink(notebook)
-    _note_cost(file, notebook, {"minutes": reading_minutes(notebook), "seconds": round(time.perf_counter() - started),
-                                "mib": peak})
+    _note_cost(file, notebook, {**cost, **_timings(file).get(file.stem, {})})     # the first time its own
+    _write(file, notebook)
+
+
+def measure(file: Path) -> None:
+    """Run a notebook as a reader does, with all cores, and put the seconds and the memory on its cost card."""
+    notebook = nbformat.read(file, as_version=4)
+    environment = {name: value for name, value in KERNEL_ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
+    cost = run(nbformat.read(file, as_version=4), file.parent, environment)
+    _note_cost(file, notebook, cost)
+    _write(file, notebook)
+
+
+def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, str]) -> dict[str, int]:
+    """Execute in place, in a fresh kernel; seconds, and MiB of memory at the peak."""
+    started = time.perf_counter()
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}})
+    with client.setup_kernel(env={**os.environ, **environment}):
+        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        for place, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, place)
+        return {"seconds": round(time.perf_counter() - started), "mib": _peak_mib(client.km.provisioner.pid)}
+
+
+def _write(file: Path, notebook: nbformat.NotebookNode) -> None:
     part = file.with_suffix(".part")
     nbformat.write(notebook, part)
     part.replace(file)
@@ -69,12 +87,17 @@ def _peak_mib(pid: int) -> int:
     return int(found[1]) // 1024 if found else 0
 
 
+def _timings(file: Path) -> dict[str, dict[str, int]]:
+    timings = file.with_name("timings.json")
+    return json.loads(timings.read_text()) if timings.exists() else {}
+
+
 def _note_cost(file: Path, notebook: nbformat.NotebookNode, cost: dict[str, int]) -> None:
     """What was measured goes into timings.json and into the cost card of the first cell:
     '12 minutes to read, 60 s to run on two CPU cores, 900 MiB of memory'."""
-    timings = file.with_name("timings.json")
-    known = json.loads(timings.read_text()) if timings.exists() else {}
-    timings.write_text(json.dumps({**known, file.stem: cost}, indent=1, sort_keys=True) + "\n")
+    cost["minutes"] = reading_minutes(notebook)
+    known = {**_timings(file), file.stem: cost}
+    file.with_name("timings.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     card = notebook.cells[0]
     for words, key in ((r"min\w* to read", "minutes"), ("s to run", "seconds"), ("MiB of memory", "mib")):
         card.source = re.sub(rf"\d+( {words})", rf"{cost[key]}\1", card.source)
@@ -84,13 +107,15 @@ def main() -> None:
     """Run the notebooks that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
+    parser.add_argument("--costs", action="store_true", help="measure time and memory; the outputs stay as they are")
     parser.add_argument("--copies", type=Path, metavar="FOLDER", help="leave the notebooks as they are")
     parser.add_argument("--seqlen", type=int, help="tokens in a window of the copies; default: as the notebook says")
     args = parser.parse_args()
     if args.seqlen and not args.copies:
         parser.error("--seqlen is for --copies: the notebooks themselves are stored as they are")
     for file in tqdm(args.notebooks, unit="notebook"):
-        execute(copy(file, args.copies, args.seqlen) if args.copies else file)
+        work = measure if args.costs else execute
+        work(copy(file, args.copies, args.seqlen) if args.copies else file)
 
 
 def copy(file: Path, folder: Path, seqlen: int | None) -> Path:

@@ -1,0 +1,140 @@
+"""What the figures share: how much goes in, rows that carry the whole protocol, tables that are resumed."""
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..engine import prune
+from ..methods import Method
+from ..models import revision, tokenizer_of
+from ..packing import sizes
+from ..patterns import Pattern
+from ..report import Report
+from ..sweep import METHODS, PATTERNS, Sweep, append, matching, read
+from ..texts import sha256_of, tokens
+
+LOOP = "sparsellm:epochs={};keep_best=False"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much a figure takes in: model, calibration, evaluation, and which methods, patterns and seeds.
+
+    layers: None for all, or 'first half' as in SparseLLM's tables. sparsity: where a figure has only one. block: that of
+    the convergence figure, None for the paper's. grid: values of alpha and beta (gamma = 1). sizes: numbers of calibration
+    windows. epochs: of the SparseLLM loop. steps: of training against the global loss.
+    """
+
+    model: str
+    corpus: str = "demo"
+    samples: int = 32
+    seqlen: int = 256
+    texts: tuple[str, ...] = ("demo",)
+    windows: int = 32
+    methods: tuple[str, ...] = METHODS
+    patterns: tuple[str, ...] = PATTERNS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    layers: str | None = None
+    sparsity: str = "0.7"
+    block: int | None = None
+    grid: tuple[float, ...] = (0.1, 1.0, 10.0)
+    sizes: tuple[int, ...] = (4, 8, 16, 32, 64)
+    epochs: int = 8
+    steps: int = 60
+
+    def sweep(self, samples: int | None = None) -> "Recorded":
+        """The sweep of this profile, with another number of calibration windows if one is given."""
+        return Recorded(self.model, self.corpus, samples or self.samples, self.seqlen, self.texts, self.windows, self.layers)
+
+
+WHOLE_TEXT = 10**6              # windows: more than any text has
+PROFILES = {
+    "mini": Profile("opt-mini"),
+    "small": Profile("smollm2-135m", samples=16, seqlen=512, windows=24, sizes=(4, 8, 16), epochs=4, steps=20,
+                     methods=("magnitude", "wanda", "sparsegpt", "sparsellm"), patterns=("0.5", "0.6", "0.7", "2:4")),
+    "paper": Profile("facebook/opt-125m", "c4", 128, 2048, ("wikitext2", "ptb", "c4"), WHOLE_TEXT,
+                     grid=(0.01, 0.1, 1.0, 5.0, 10.0, 100.0), sizes=(8, 16, 32, 64, 128, 256), epochs=10, steps=200),
+}
+
+
+@dataclass(frozen=True)
+class Recorded(Sweep):
+    """A sweep whose rows say all of the protocol that a published number depends on."""
+
+    layers: str | None = None
+
+    def settings(self) -> dict[str, str]:
+        return {**super().settings(), "window_limit": str(self.windows), "layers_pruned": self.layers or "all"}
+
+    def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
+        return prune(model, windows, method=method, sparsity=pattern, layers=self.layers, progress=False)
+
+    def more(self, model: nn.Module, report: Report, text: str) -> dict:
+        """What a row has beside the sweep's own columns; bytes are those of the tensors on disk."""
+        path = next(path for path in self.texts if name_of(path) == text)
+        dense, packed = sizes(model)
+        kinds = report.frame().groupby("kind", sort=False).sparsity.mean()
+        return {"text_windows": _token_count(tokenizer_of(model), path) // self.seqlen,
+                "text_sha256": sha256_of(path, "evaluation"), "calibration_sha256": sha256_of(self.corpus, "calibration"),
+                "revision": revision(model), "asked": Pattern.parse(report.settings["pattern"].split(" ")[0]).sparsity,
+                "reached": ";".join(f"{kind}={share:.4f}" for kind, share in kinds.items()),
+                "dense_bytes": dense, "packed_bytes": packed}
+
+    def table(self, file: Path, methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int], progress: bool
+              ) -> pd.DataFrame:
+        """`run`, and of the file only the rows of this call."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        methods, patterns, seeds = list(methods), list(patterns), list(seeds)
+        table = self.run(file, methods, patterns, seeds, progress=progress)
+        mine = matching(table, self.settings()) & table.text.isin([*map(name_of, self.texts)])
+        return table[mine & table.method.isin(methods) & table.pattern.isin(patterns) & table.seed.isin(seeds)]
+
+
+@lru_cache
+def _token_count(tokenizer, text: str) -> int:
+    return len(tokens(tokenizer, text))
+
+
+def name_of(text: str) -> str:
+    """What a text is called in tables."""
+    return Path(text).name
+
+
+def resumed(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool) -> pd.DataFrame:
+    """The rows of a CSV file that carry one of the keys; what is missing is made, a key at a time, and added."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for key in tqdm(keys, desc=file.stem, unit="run", disable=not progress):
+        if not file.exists() or not matching(read(file), key).any():
+            append(file, [{**key, **row} for row in make(key)])
+    table = read(file)
+    return table[pd.concat([matching(table, key) for key in keys], axis=1).any(axis=1)]
+
+
+def base(profile: Profile) -> dict:
+    """What every row of a profile has."""
+    return {"model": profile.model, "calibration": Path(profile.corpus).name, "samples": profile.samples,
+            "seqlen": profile.seqlen}
+
+
+def facts(profile: Profile, report: Report, model: nn.Module) -> dict:
+    """The protocol of a row that no sweep made."""
+    settings = report.settings
+    return {"sparsity": round(report.sparsity, 6), "calibration_sha256": sha256_of(profile.corpus, "calibration"),
+            "revision": revision(model), "dtype": settings["dtype"], "device": settings["device"],
+            "settings": settings["method"], "seconds": round(report.seconds["total"], 2),
+            **{f"{name}_version": value for name, value in settings["versions"].items()}}
+
+
+def title_of(table: pd.DataFrame) -> str:
+    """Model and protocol in one line."""
+    first = table.iloc[0]
+    windows = f", evaluated on {table.windows.max()} windows" if "windows" in table else ""
+    seeds = f", {table.seed.nunique()} seeds" if table.seed.nunique() > 1 else ""
+    layers = {"all": "", "first half": ", first half of the layers"}.get(first.layers_pruned, f", {first.layers_pruned}")
+    samples = "/".join(map(str, sorted(table.samples.unique())))
+    return (f"{Path(first.model).name}, calibration {samples} x {first.seqlen} tokens of {first.calibration}"
+            f"{windows}{layers}{seeds}")
