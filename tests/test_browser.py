@@ -18,9 +18,7 @@ SETTINGS = {"notebook-extension/tracker.jupyterlab-settings": {"windowingMode": 
             "apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false"}}
 SCREENSHOTS = ROOT / "build" / "screenshots"
 
-pytestmark = [pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt install chromium"),
-              pytest.mark.skipif(not os.environ.get("SPARSELAB_BROWSER"), reason="asked for by SPARSELAB_BROWSER=1: "
-                                 "notebooks 03 and 06 have passed, 02's slider has timed out once")]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt install chromium")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sparselab.report import save
 from sparselab.sweep import named_method
 
 TINY = Profile("opt-mini", samples=2, seqlen=32, windows=2, methods=("wanda", "sparsegpt"), patterns=("0.5", "2:4"),
-               seeds=(0,), block=0, epochs=2, grid=(0.1, 1.0), sizes=(2,), steps=2)
+               seeds=(0,), block=0, epochs=2, counts=(1, 2), grid=(0.1, 1.0), sizes=(2,), steps=2)
 # What issue and papers ask of every row that holds a perplexity.
 PROTOCOL = {"model", "revision", "calibration", "calibration_sha256", "text", "text_sha256", "seqlen", "windows",
             "text_windows", "samples", "layers_pruned", "asked", "reached", "sparsity", "dtype", "seed", "sparselab_version",

@@ -1,5 +1,6 @@
 """Every notebook is whole, honest and readable as stored: what nbval does not look at. And each check can fail."""
 import re
+import symtable
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -226,6 +227,37 @@ def lessons_are_complete(notebook):
 
 
 @check
+def sliders_keep_their_names(notebook):
+    """A slider draws again after the last cell has run: by then, nothing that it reads may have another value."""
+    code = cells(notebook, "code")
+    if not any("course.explore(" in cell.source for _, cell in code):
+        return
+    tables = [symtable.symtable(re.sub(r"(?m)^%.*", "", cell.source), name, "exec") for name, cell in code]
+    for place, (name, cell) in enumerate(code):
+        for function in re.findall(r"course\.explore\((\w+)", cell.source):
+            needed = names_read(function, tables[:place + 1])
+            for (later, _), table in zip(code[place + 1:], tables[place + 1:], strict=True):
+                if again := needed & {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()}:
+                    yield f"{later} gives {', '.join(sorted(again))} another value, which the slider of {name} reads"
+
+
+def names_read(function: str, tables: list[symtable.SymbolTable]) -> set[str]:
+    """The notebook's names that a function reads, by itself and through the functions that it calls."""
+    found, todo = set(), [function]
+    while todo:
+        found.add(name := todo.pop())
+        functions = (child for table in reversed(tables) for child in table.get_children())
+        defined = next((child for child in functions if child.get_name() == name), None)
+        todo += {*globals_of(defined)} - found if defined else ()
+    return found
+
+
+def globals_of(table: symtable.SymbolTable) -> set[str]:
+    inner = [globals_of(child) for child in table.get_children()]
+    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}.union(*inner)
+
+
+@check
 def small(notebook):
     """Notebooks are read in browsers and reviewed in diffs."""
     if (size := len(nbformat.writes(notebook).encode())) > MOST_BYTES:
@@ -356,6 +388,9 @@ MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
     (equations_count_up, "twice", source(MARKDOWN, r"$$x \tag{1}$$ $$y \qquad (1)$$")),
     (links_lead_somewhere, "no such file", source(MARKDOWN, "see [02](02_nothing.ipynb)")),
     (lessons_are_complete, "no summary", source(CODE, "f = course.check('01.1', f)")),
+    (sliders_keep_their_names, "through a call", lambda notebook: notebook.cells.extend(map(v4.new_code_cell, [
+        "part = 1\ndef solve(x):\n    return part * x\ndef draw(figure, x):\n    return solve(x)",
+        "course.explore(draw, [])", "part = 2"]))),
     (small, "a large figure", outputs(CODE, printed("x" * MOST_BYTES))),
 ]
 

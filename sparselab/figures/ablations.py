@@ -79,9 +79,8 @@ def _order_runs(profile: Profile) -> list[Run]:
 
 
 def _epoch_runs(profile: Profile) -> list[Run]:
-    counts = [epochs for epochs in (1, 2, 4, 8, 16) if epochs <= profile.epochs]
-    return ([Run("sparsellm:published", epochs, f"sparsellm:published;epochs={epochs}") for epochs in counts]
-            + [Run("sparsellm", epochs, LOOP.format(epochs)) for epochs in counts])
+    return ([Run("sparsellm:published", epochs, f"sparsellm:published;epochs={epochs}") for epochs in profile.counts]
+            + [Run("sparsellm", epochs, LOOP.format(epochs)) for epochs in profile.counts])
 
 
 ABLATIONS = {

@@ -26,7 +26,8 @@ class Profile:
 
     layers: None for all, or 'first half' as in SparseLLM's tables. sparsity: where a figure has only one. block: that of
     the convergence figure, None for the paper's. grid: values of alpha and beta (gamma = 1). sizes: numbers of calibration
-    windows. epochs: of the SparseLLM loop. steps: of training against the global loss.
+    windows. epochs: of the SparseLLM loop that converges; counts: of those whose ends are compared. steps: of training
+    against the global loss.
     """
 
     model: str
@@ -42,8 +43,9 @@ class Profile:
     sparsity: str = "0.7"
     block: int | None = None
     grid: tuple[float, ...] = (0.1, 1.0, 10.0)
-    sizes: tuple[int, ...] = (4, 8, 16, 32, 64)
+    sizes: tuple[int, ...] = (4, 8, 16, 32)
     epochs: int = 8
+    counts: tuple[int, ...] = (1, 2, 4)
     steps: int = 60
 
     def sweep(self, samples: int | None = None) -> "Recorded":
@@ -54,10 +56,11 @@ class Profile:
 WHOLE_TEXT = 10**6              # windows: more than any text has
 PROFILES = {
     "mini": Profile("opt-mini"),
-    "small": Profile("smollm2-135m", samples=16, seqlen=512, windows=24, sizes=(4, 8, 16), epochs=4, steps=20,
+    "small": Profile("smollm2-135m", samples=16, seqlen=512, windows=24, sizes=(4, 8, 16), epochs=4, counts=(1, 2), steps=20,
                      methods=("magnitude", "wanda", "sparsegpt", "sparsellm"), patterns=("0.5", "0.6", "0.7", "2:4")),
     "paper": Profile("facebook/opt-125m", "c4", 128, 2048, ("wikitext2", "ptb", "c4"), WHOLE_TEXT,
-                     grid=(0.01, 0.1, 1.0, 5.0, 10.0, 100.0), sizes=(8, 16, 32, 64, 128, 256), epochs=10, steps=200),
+                     grid=(0.01, 0.1, 1.0, 5.0, 10.0, 100.0), sizes=(8, 16, 32, 64, 128, 256), epochs=10,
+                     counts=(1, 2, 4, 8), steps=200),
 }
 
 
