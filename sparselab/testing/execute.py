@@ -48,7 +48,7 @@ def measure(file: Path) -> None:
 def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, str]) -> dict[str, int]:
     """Execute in place, in a fresh kernel; seconds, and MiB of memory at the peak."""
     started = time.perf_counter()
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": folder}})
     with client.setup_kernel(env={**os.environ, **environment}):
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
         for place, cell in enumerate(notebook.cells):
