@@ -1,4 +1,5 @@
 """One hyper-parameter at a time, three seeds."""
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -54,7 +55,8 @@ class Ablation:
                                   linestyle=line, capsize=3, label=viz.label_of(series))
                 axis.set(xlabel=self.name, ylabel=f"loss above dense on {text} (nats)")
                 axis.legend(fontsize=8)
-            canvas.suptitle(f"{title_of(table)}, sparsity {table.pattern.iloc[0]}", fontsize=9)
+            title = f"{title_of(table)}, sparsity {table.pattern.iloc[0]}"
+            canvas.suptitle(textwrap.fill(title, 75 * len(texts)), fontsize=9)
         return canvas, self._sentence(table)
 
     def _sentence(self, table: pd.DataFrame) -> str:

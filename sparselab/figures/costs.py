@@ -28,7 +28,7 @@ COSTS = (GLOBAL, "magnitude", "wanda", "sparsegpt", "sparsellm:published", "spar
 def costs_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     """Memory above the loaded model, seconds and perplexity, each run in a process of its own so that peaks do not mix."""
     keys = [{**profile.sweep().settings(), "steps": profile.steps, "method": method, "pattern": profile.sparsity,
-             "seed": seed} for method, seed in product(COSTS, profile.seeds)]
+             "seed": seed} for method, seed in product(COSTS, profile.seeds[:1])]
 
     def make(key: dict) -> list[dict]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
