@@ -122,12 +122,19 @@ class Statistics:
 
     def relative_error(self, weight: Tensor, new: Tensor) -> float:
         """||W X - W' X|| / ||W X||: exact from the Gram matrix, else on the sampled tokens. weight, new [r, c]."""
+        return self.relative_errors(weight, new)[0]
+
+    def relative_errors(self, weight: Tensor, *news: Tensor) -> list[float]:
+        """The same for several W', at one product less each."""
+        whole = self._power(weight)
+        changes = [self._power(weight - new).clamp(min=0) for new in news]
+        return [(change / whole).sqrt().item() if whole > 0 else float(change > 0) for change in changes]
+
+    def _power(self, weight: Tensor) -> Tensor:
+        """||W X||^2, float64."""
         if self.gram is not None:
-            change, whole = (((w @ self.gram) * w).sum(dtype=torch.float64) for w in (weight - new, weight))
-        else:
-            x = torch.cat(self.samples).float()                              # [k, c]
-            change, whole = ((x @ w.T).square_().sum(dtype=torch.float64) for w in (weight - new, weight))
-        return (change.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(change > 0)
+            return ((weight @ self.gram) * weight).sum(dtype=torch.float64)
+        return (torch.cat(self.samples).float() @ weight.T).square_().sum(dtype=torch.float64)
 
     def inverse_factor(self, damp: float, tries: int = 6) -> tuple[Tensor, float, int]:
         """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping used; the tries.
@@ -137,7 +144,7 @@ class Statistics:
         they stay out of everybody's way. A failed factorisation is tried again with ten times the damping, and told.
         Kept for the next matrix with the same inputs, and for the next sparsity.
         """
-        return self.cached(damp, lambda: inverse_factor(self.gram / self.tokens, damp, tries))
+        return self.cached(damp, lambda: inverse_factor(self.gram, damp, tries, self.tokens))
 
     def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time, kept for the other matrices with the same inputs."""

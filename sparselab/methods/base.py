@@ -39,9 +39,8 @@ class Fit:
     def of(cls, target: Tensor, solution: Solution, stats: Statistics, dtype: torch.dtype = torch.float32) -> "Fit":
         """Measured with the weights rounded to the model's dtype."""
         new, masked = solution.weight.to(dtype).float(), target * solution.mask
-        before = stats.relative_error(target, masked)
-        after = before if torch.equal(masked, new) else stats.relative_error(target, new)
-        return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
+        errors = stats.relative_errors(target, masked, *([] if torch.equal(masked, new) else [new]))
+        return cls(solution, errors[0], errors[-1], stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
 
 
 def switch(default):
@@ -68,6 +67,7 @@ class Method:
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
     joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
+    stacks = False                  # whether `solve_together` takes matrices with the same inputs at once
 
     def __post_init__(self):
         if self.targets not in TARGETS:
@@ -78,6 +78,10 @@ class Method:
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """Prune weight [r, c], float32, left untouched, given the statistics of its inputs [c, N]."""
         raise NotImplementedError
+
+    def solve_together(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]) -> list[Solution]:
+        """Prune matrices [r_k, c] with the same inputs, each under its own pattern: the masks that `solve` finds."""
+        return [self.solve(weight, stats, pattern) for weight, pattern in zip(weights, patterns, strict=True)]
 
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
@@ -91,12 +95,27 @@ class Method:
 
     def prune_matrix(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> tuple[Tensor, Solution]:
         """What the matrix aims at [r, c], and the solution for it, with the switches applied."""
-        target = weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
-        solution = self.solve(target, stats, pattern)
-        if self.refit and not solution.refitted:
-            kept = refit(target, solution.weight, solution.mask, stats.hessian())
-            solution = replace(solution, weight=kept, refitted=True)
-        return target, solution
+        target = self._target(weight, stats)
+        return target, self._refitted(target, self.solve(target, stats, pattern), stats)
+
+    def prune_matrices(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]
+                       ) -> list[tuple[Tensor, Solution]]:
+        """The same for matrices [r_k, c] with the same inputs."""
+        if len(weights) == 1:
+            return [self.prune_matrix(weights[0], stats, patterns[0])]
+        targets = [self._target(weight, stats) for weight in weights]
+        solutions = self.solve_together(targets, stats, patterns)
+        return [(target, self._refitted(target, solution, stats))
+                for target, solution in zip(targets, solutions, strict=True)]
+
+    def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
+        return weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
+
+    def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
+        if not self.refit or solution.refitted:
+            return solution
+        kept = refit(target, solution.weight, solution.mask, stats.hessian())
+        return replace(solution, weight=kept, refitted=True)
 
     def __str__(self) -> str:
         switches = {f.name for f in fields(self) if f.metadata and getattr(self, f.name) == f.metadata["switch"]}
