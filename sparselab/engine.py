@@ -436,12 +436,12 @@ class _Run:
         return [names] if self.method.stacks else [(name,) for name in names]
 
     def _prune_matrices(self, matrices: dict[tuple[str, ...], Statistics]) -> None:
-        """Those with the same names' tuple together; several processes divide them. `matrices` is used up."""
+        """The matrices of a tuple together; several processes divide the tuples. `matrices` is used up."""
         work = {names: partial(self._solve, names, matrices.pop(names)) for names in [*matrices]}
         ranks.divide(work, self._write_all)
 
     def _solve(self, names: tuple[str, ...], stats: Statistics) -> tuple[list[Fit], float]:
-        """How well each of them fits, and the seconds that one took."""
+        """How well each matrix fits, and the seconds that one of them took."""
         linears, started = [self.linears[name] for name in names], time.perf_counter()
         if self.source.streamed:
             give_back()

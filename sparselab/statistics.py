@@ -122,19 +122,15 @@ class Statistics:
 
     def relative_error(self, weight: Tensor, new: Tensor) -> float:
         """||W X - W' X|| / ||W X||: exact from the Gram matrix, else on the sampled tokens. weight, new [r, c]."""
-        return self.relative_errors(weight, new)[0]
+        whole, change = self.powers(weight, weight - new).tolist()
+        return share(change, whole)
 
-    def relative_errors(self, weight: Tensor, *news: Tensor) -> list[float]:
-        """The same for several W', at one product less each."""
-        whole = self._power(weight)
-        changes = [self._power(weight - new).clamp(min=0) for new in news]
-        return [(change / whole).sqrt().item() if whole > 0 else float(change > 0) for change in changes]
-
-    def _power(self, weight: Tensor) -> Tensor:
-        """||W X||^2, float64."""
+    def powers(self, *weights: Tensor) -> Tensor:
+        """||W X||^2 of each W [r, c], float64 [n]."""
         if self.gram is not None:
-            return ((weight @ self.gram) * weight).sum(dtype=torch.float64)
-        return (torch.cat(self.samples).float() @ weight.T).square_().sum(dtype=torch.float64)
+            return torch.stack([(weight @ self.gram).mul_(weight).sum(dtype=torch.float64) for weight in weights])
+        x = torch.cat(self.samples).float()                                  # [k, c]
+        return torch.stack([(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights])
 
     def inverse_factor(self, damp: float, tries: int = 6) -> tuple[Tensor, float, int]:
         """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping used; the tries.
@@ -156,3 +152,8 @@ class Statistics:
     def dead(self) -> Tensor:
         """Inputs that are zero on every calibration token, bool [c]."""
         return self.square == 0
+
+
+def share(change: float, whole: float) -> float:
+    """The square root of change / whole, both squared lengths; rounding may make them negative."""
+    return (max(change, 0.0) / whole)**0.5 if whole > 0 else float(change > 0)

@@ -121,8 +121,10 @@ def test_the_papers_protocol_written_plainly(family, method, windows):
         assert ((linear.weight == 0) == (other == 0)).float().mean() >= 0.985, name
 
 
-def test_errors_in_the_report_are_the_definition(tiny, windows):
+@pytest.mark.parametrize("rows", [7, 1024])
+def test_errors_in_the_report_are_the_definition(tiny, windows, monkeypatch, rows):
     """On the first block, whose inputs do not depend on pruning: exact, since all tokens are sampled."""
+    monkeypatch.setattr("sparselab.methods.base.ROWS", rows)
     dense, inputs = weights(tiny), {}
     names = list(linears_of(tiny, [0]))
     handles = [linears_of(tiny)[n].register_forward_pre_hook(lambda _, a, n=n: inputs.update({n: a[0].flatten(0, -2)}))

@@ -8,9 +8,10 @@ from torch import Tensor
 from ..errors import SparselabError, nearest
 from ..patterns import Pattern
 from ..refit import refit
-from ..statistics import CROSS, GRAM, Statistics
+from ..statistics import CROSS, GRAM, Statistics, share
 
 DENSE_BLOCK = "dense-block"
+ROWS = 1024                 # of a matrix whose error is measured at a time
 TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
 
 
@@ -37,10 +38,14 @@ class Fit:
 
     @classmethod
     def of(cls, target: Tensor, solution: Solution, stats: Statistics, dtype: torch.dtype = torch.float32) -> "Fit":
-        """Measured with the weights rounded to the model's dtype."""
-        new, masked = solution.weight.to(dtype).float(), target * solution.mask
-        errors = stats.relative_errors(target, masked, *([] if torch.equal(masked, new) else [new]))
-        return cls(solution, errors[0], errors[-1], stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
+        """Measured with the weights rounded to the model's dtype, some rows at a time: a matrix may be large."""
+        parts = list(zip(target.split(ROWS), solution.mask.split(ROWS), solution.weight.split(ROWS), strict=True))
+        unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
+        whole, before, *after = sum(
+            stats.powers(t, t - t * mask, *([] if unchanged else [t - new.to(dtype).float()])) for t, mask, new in parts
+        ).tolist()
+        before, after = (share(change, whole) for change in (before, *(after or [before])))
+        return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
 
 
 def switch(default):

@@ -78,7 +78,7 @@ def prune_columns(weights: list[Tensor], factor: Tensor, dead: Tensor, patterns:
         errors = loop(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
         w[b:].addmm_(factor[a:b, b:].T, errors, alpha=-1)                    # push the block's error to the right
     w.masked_fill_(pruned, 0)
-    return [(weight.T.contiguous(), ~place.T.contiguous())
+    return [(weight.T.contiguous(), place.T.contiguous().logical_not_())
             for weight, place in zip(w.split(rows, 1), pruned.split(rows, 1), strict=True)]
 
 
