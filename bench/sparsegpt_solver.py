@@ -86,7 +86,7 @@ def compare(r: int, c: int, repetitions: int) -> list[dict]:
     rows = [row("factor", f"{c}", seconds, gap < 1e-2, f"relative difference {gap:.1e}")]
     for pattern in map(Pattern.parse, PATTERNS):
         seconds, (old, new) = in_turn([lambda p=pattern: textbook_loop(weight, theirs, p, BLOCK),
-                                       lambda p=pattern: prune_columns(weight, theirs, stats.dead, p, BLOCK)[0]],
+                                       lambda p=pattern: prune_columns([weight], theirs, stats.dead, [p], BLOCK)[0][0]],
                                       repetitions)
         was, now = stats.relative_error(weight, old), stats.relative_error(weight, new)
         same = ((old == 0) == (new == 0)).float().mean().item()

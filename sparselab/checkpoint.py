@@ -47,8 +47,9 @@ class Checkpoint:
         found = self.config.dtype if dtype in (None, "auto") else dtype
         return found or torch.float32
 
-    def read(self, names: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by name, each as large and of the dtype of the (memory-less) one given for it, on the CPU."""
+    def read(self, names: dict[str, Tensor], *, stored: bool = False) -> dict[str, Tensor]:
+        """Tensors by name, each as large and of the dtype of the (memory-less) one given for it, on the CPU; `stored`: of
+        the dtype that the file has, and in memory of their own, where a file would be read no sooner than it is used."""
         found: dict[str, Tensor] = {}
         for file in dict.fromkeys(self.files[name] for name in names):
             try:
@@ -57,7 +58,8 @@ class Checkpoint:
                     for name, like in names.items():
                         if self.files[name] == file:
                             key = name if name in inside else name.split(".", 1)[1]
-                            found[name] = opened.get_tensor(key).to(like.dtype)
+                            tensor = opened.get_tensor(key)
+                            found[name] = tensor.clone() if stored else tensor.to(like.dtype)
             except SafetensorError as error:
                 raise SparselabError(f"{self.name}: {file.name} is broken ({error}). Download it again.") from error
         for name, tensor in found.items():

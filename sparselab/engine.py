@@ -390,7 +390,7 @@ class _Run:
                 sinks = self.stream.collect(block, lambda stage=stage: dict(map(self._sink, stage)), original,
                                             self.prefix)
             joint = [(group, sinks.pop(group[0])) for group in stage if self._is_joint(group)]
-            matrices = {self.prefix + name: sinks[group[0]] for group in stage if group[0] in sinks for name in group}
+            matrices = {names: sinks[group[0]] for group in stage if group[0] in sinks for names in self._stacks(group)}
             sinks.clear()                                                    # so that statistics go with their last matrix
             self._prune_matrices(matrices)
             for group, sink in joint:
@@ -430,21 +430,33 @@ class _Run:
         for name, fit in zip(names, map(fits.get, self._roles(group)), strict=True):
             self._write(name, fit, (time.perf_counter() - started) / len(names))
 
-    def _prune_matrices(self, matrices: dict[str, Statistics]) -> None:
-        """Each matrix on its own; several processes divide them. `matrices` is used up."""
-        work = {name: partial(self._solve, name, matrices.pop(name)) for name in [*matrices]}
-        ranks.divide(work, lambda name, result: self._write(name, *result))
+    def _stacks(self, group: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """The names of a group's matrices: together, where the method takes them at once, else one by one."""
+        names = tuple(self.prefix + name for name in group)
+        return [names] if self.method.stacks else [(name,) for name in names]
 
-    def _solve(self, name: str, stats: Statistics) -> tuple[Fit, float]:
-        linear, started = self.linears[name], time.perf_counter()
+    def _prune_matrices(self, matrices: dict[tuple[str, ...], Statistics]) -> None:
+        """The matrices of a tuple together; several processes divide the tuples. `matrices` is used up."""
+        work = {names: partial(self._solve, names, matrices.pop(names)) for names in [*matrices]}
+        ranks.divide(work, self._write_all)
+
+    def _solve(self, names: tuple[str, ...], stats: Statistics) -> tuple[list[Fit], float]:
+        """How well each matrix fits, and the seconds that one of them took."""
+        linears, started = [self.linears[name] for name in names], time.perf_counter()
         if self.source.streamed:
             give_back()
         with self.clock("solve"):
-            target, solution = named(name, lambda: self.method.prune_matrix(linear.weight.detach().float(), stats,
-                                                                            self.shares[name]))
-        seconds = time.perf_counter() - started
+            weights, shares = [linear.weight.detach().float() for linear in linears], [*map(self.shares.get, names)]
+            pruned = named(names[0], lambda: self.method.prune_matrices(weights, stats, shares))
+        seconds = (time.perf_counter() - started) / len(names)
         with self.clock("error"):
-            return Fit.of(target, solution, stats, linear.weight.dtype), seconds
+            return [Fit.of(target, solution, stats, linear.weight.dtype)
+                    for linear, (target, solution) in zip(linears, pruned, strict=True)], seconds
+
+    def _write_all(self, names: tuple[str, ...], result: tuple[list[Fit], float]) -> None:
+        fits, seconds = result
+        for name, fit in zip(names, fits, strict=True):
+            self._write(name, fit, seconds)
 
     def _write(self, name: str, fit: Fit, seconds: float) -> None:
         """Put the new weight into the model and a row into the report."""

@@ -48,16 +48,16 @@ def mirror(gram: Tensor) -> None:
         gram[:a, a:b] = gram[a:b, :a].T
 
 
-def inverse_factor(hessian: Tensor, damp: float, tries: int) -> tuple[Tensor, float, int]:
-    """Upper R with H^-1 = R^T R for H = hessian [c, c] + damp * mean diagonal; the damping used, and the tries.
+def inverse_factor(gram: Tensor, damp: float, tries: int, tokens: int = 1) -> tuple[Tensor, float, int]:
+    """Upper R with H^-1 = R^T R for H = gram [c, c] / tokens + damp * mean diagonal; the damping used, and the tries.
 
     In two lines it would be `L = cholesky(H.flip(0, 1)); R = solve_triangular(L, I, upper=False).flip(0, 1)`.
     """
-    diagonal = hessian.diagonal()
+    diagonal = gram.diagonal() / tokens
     dead = diagonal == 0
-    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=hessian.device)
+    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=gram.device)
     for attempt in range(1, tries + 1):
-        factor = _factor(hessian, damp * mean + mean * dead)
+        factor = _factor(gram, tokens, damp * mean + mean * dead)
         if factor is not None and torch.isfinite(factor).all():
             return factor, damp, attempt
         damp = max(10 * damp, 1e-4)
@@ -65,27 +65,29 @@ def inverse_factor(hessian: Tensor, damp: float, tries: int) -> tuple[Tensor, fl
                          "Use more calibration tokens, or a larger damp=.")
 
 
-def _factor(hessian: Tensor, extra: Tensor) -> Tensor | None:
-    """Upper R with R^T R = (hessian + diag(extra))^-1, or None where a pivot is no more than rounding.
+def _factor(gram: Tensor, tokens: int, extra: Tensor) -> Tensor | None:
+    """Upper R with R^T R = (gram / tokens + diag(extra))^-1, or None where a pivot is no more than rounding.
 
     From the last rows to the first, LEAF at a time, and nearly all of it matrix products. With A the rows' own block,
     B to the right of it and D what R is known for: S = A - B D^-1 B^T is what the later inputs leave unexplained.
     """
-    n, total = len(hessian), hessian.diagonal() + extra
-    factor, identity = torch.zeros_like(hessian), torch.eye(min(n, LEAF), device=hessian.device)
+    n, total = len(gram), gram.diagonal() / tokens + extra
+    factor, identity = torch.zeros_like(gram), torch.eye(min(n, LEAF), device=gram.device)
+    broken = torch.zeros((), dtype=torch.bool, device=gram.device)
     for b in range(n, 0, -LEAF):
         a = max(b - LEAF, 0)
-        known, side = factor[b:, b:], torch.empty_like(hessian[a:b, b:])
+        rows, known = gram[a:b, a:] / tokens, factor[b:, b:]                 # never a second matrix of that size
+        own, right = rows[:, :b - a], rows[:, b - a:]                        # A, B
+        side = torch.empty_like(right)
         for c, d in _panels(n - b):                                          # side = B R_D^T; R_D is upper: skip zeros
-            torch.mm(hessian[a:b, b + c:], known[c:d, c:].T, out=side[:, c:d])
-        rest = torch.addmm(hessian[a:b, a:b], side, side.T, alpha=-1)        # S
+            torch.mm(right[:, c:], known[c:d, c:].T, out=side[:, c:d])
+        rest = torch.addmm(own, side, side.T, alpha=-1)                      # S
         rest.diagonal().add_(extra[a:b])
         lower, failed = torch.linalg.cholesky_ex(rest.flip(0, 1))            # reversed, for an upper factor of S^-1
-        if failed or (lower.diagonal().square() < ROUNDING * total[a:b].flip(0)).any():
-            return None
+        broken |= (failed != 0) | (lower.diagonal().square() < ROUNDING * total[a:b].flip(0)).any()
         corner = torch.linalg.solve_triangular(lower, identity[:b - a, :b - a], upper=False).flip(0, 1)
         factor[a:b, a:b] = corner
         side = torch.mm(corner, side).neg_()
         for c, d in _panels(n - b):
             torch.mm(side[:, :d], known[:d, c:d], out=factor[a:b, b + c:b + d])
-    return factor
+    return None if broken else factor                                        # asked once: each time stops a GPU

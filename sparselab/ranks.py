@@ -13,7 +13,7 @@ from torch import LongTensor, Tensor
 
 from .errors import SparselabError
 
-Result = TypeVar("Result")
+Name, Result = TypeVar("Name"), TypeVar("Result")
 
 
 def size() -> int:
@@ -68,7 +68,7 @@ def total(number: float) -> float:
     return type(number)(value.item())
 
 
-def divide(work: dict[str, Callable[[], Result]], take: Callable[[str, Result], None]) -> None:
+def divide(work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result], None]) -> None:
     """Hand the results, each computed by one process and sent to the others, to `take` by name, in order. `work` is used up:
     alone, a process holds one result at a time, and nothing of the work behind it. Thresholds belong to whole matrices, so
     that a matrix is the smallest piece that gives the same mask as one process does."""

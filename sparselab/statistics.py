@@ -122,12 +122,15 @@ class Statistics:
 
     def relative_error(self, weight: Tensor, new: Tensor) -> float:
         """||W X - W' X|| / ||W X||: exact from the Gram matrix, else on the sampled tokens. weight, new [r, c]."""
+        whole, change = self.powers(weight, weight - new).tolist()
+        return share(change, whole)
+
+    def powers(self, *weights: Tensor) -> Tensor:
+        """||W X||^2 of each W [r, c], float64 [n]."""
         if self.gram is not None:
-            change, whole = (((w @ self.gram) * w).sum(dtype=torch.float64) for w in (weight - new, weight))
-        else:
-            x = torch.cat(self.samples).float()                              # [k, c]
-            change, whole = ((x @ w.T).square_().sum(dtype=torch.float64) for w in (weight - new, weight))
-        return (change.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(change > 0)
+            return torch.stack([(weight @ self.gram).mul_(weight).sum(dtype=torch.float64) for weight in weights])
+        x = torch.cat(self.samples).float()                                  # [k, c]
+        return torch.stack([(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights])
 
     def inverse_factor(self, damp: float, tries: int = 6) -> tuple[Tensor, float, int]:
         """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping used; the tries.
@@ -137,7 +140,7 @@ class Statistics:
         they stay out of everybody's way. A failed factorisation is tried again with ten times the damping, and told.
         Kept for the next matrix with the same inputs, and for the next sparsity.
         """
-        return self.cached(damp, lambda: inverse_factor(self.gram / self.tokens, damp, tries))
+        return self.cached(damp, lambda: inverse_factor(self.gram, damp, tries, self.tokens))
 
     def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time, kept for the other matrices with the same inputs."""
@@ -149,3 +152,8 @@ class Statistics:
     def dead(self) -> Tensor:
         """Inputs that are zero on every calibration token, bool [c]."""
         return self.square == 0
+
+
+def share(change: float, whole: float) -> float:
+    """The square root of change / whole, both squared lengths; rounding may make them negative."""
+    return (max(change, 0.0) / whole)**0.5 if whole > 0 else float(change > 0)

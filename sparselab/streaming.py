@@ -113,11 +113,13 @@ class Streamed:
 
     def _read(self, layer: int) -> Future:
         names = {f"{self.prefix}.{layer}.{key}": like for key, like in self.like[layer].items()}
-        return self.reader.submit(self.checkpoint.read, names)
+        return self.reader.submit(self.checkpoint.read, names, stored=True)
 
     def _fill(self, layer: int, tensors: dict[str, Tensor]) -> nn.Module:
-        place = f"{self.prefix}.{layer}."
-        here = {key.removeprefix(place): tensor.to(self.device) for key, tensor in tensors.items()}
+        here = {}
+        for name, tensor in tensors.items():
+            key = name.removeprefix(f"{self.prefix}.{layer}.")
+            here[key] = tensor.to(self.device, self.like[layer][key].dtype)  # 16 bits take half the room until here
         self.blocks[layer].load_state_dict(here, assign=True)
         return self.blocks[layer]
 

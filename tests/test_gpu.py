@@ -7,7 +7,9 @@ from conftest import TINY, correlated
 from test_kernels import compare
 
 import sparselab as sl
+from sparselab.factor import add_gram, mirror
 from sparselab.methods import sparsegpt
+from sparselab.patterns import lowest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
 
@@ -36,7 +38,7 @@ def test_half_precision_on_a_gpu(dtype):
     assert sl.perplexity(model, sl.tokens(tokenizer, "demo")[:4096], seqlen=256, progress=False) < 500
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsellm"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "sparsellm"])
 @pytest.mark.parametrize("offload", ["device", "cpu", "disk"])
 def test_streamed_on_a_gpu_gives_the_same_bits(method, offload, tmp_path):
     model, tokenizer = sl.load("opt-mini")
@@ -63,3 +65,63 @@ def test_the_kernel_prunes_a_matrix_as_the_plain_loop_does(sparsity, monkeypatch
     one, two = results
     assert (one.mask == two.mask).float().mean() > 0.995
     assert stats.relative_error(weight, one.weight) == pytest.approx(stats.relative_error(weight, two.weight), rel=1e-3)
+
+
+@pytest.mark.parametrize("specs", [(0.7, 0.7, 0.7), (0.8, 0.5, 0.2), ("2:4", "2:4", "2:4")])
+@pytest.mark.parametrize("plain", [False, True])
+def test_stacked_matrices_get_the_masks_of_separate_ones(specs, plain, monkeypatch):
+    if plain:
+        monkeypatch.setattr(sparsegpt, "_kernel", lambda: None)
+    stats = sl.Statistics.of(correlated(2000, 700).cuda()).finish("x")
+    weights = [loud * torch.randn(r, 700, device="cuda") for r, loud in ((300, 1), (100, 100), (100, 1))]
+    patterns = [*map(sl.Pattern.parse, specs)]
+    together = sl.SparseGPT().solve_together(weights, stats, patterns)
+    for weight, pattern, one in zip(weights, patterns, together, strict=True):
+        alone = sl.SparseGPT().solve(weight, stats, pattern)
+        assert (one.mask == alone.mask).float().mean() > 0.999 and one.mask.sum() == alone.mask.sum()
+        error, expected = (stats.relative_error(weight, each.weight) for each in (one, alone))
+        assert error == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_column_loop_never_waits_for_the_gpu():
+    stats = sl.Statistics.of(correlated(2000, 700).cuda()).finish("x")
+    factor, dead = stats.inverse_factor(0.01)[0], stats.dead
+    weights = [torch.randn(r, 700, device="cuda") for r in (300, 100)]
+    for pattern in (sl.Pattern(0.7), sl.Pattern.parse("2:4")):
+        sparsegpt.prune_columns(weights, factor, dead, [pattern] * 2, 128)   # the kernel is compiled and tried
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sparsegpt.prune_columns(weights, factor, dead, [pattern] * 2, 128)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("distinct", [3, 10**6])
+def test_selection_is_that_of_the_cpu(rows, distinct):
+    scores = torch.randint(0, distinct, (rows, 30_000), generator=torch.Generator().manual_seed(0)).float()
+    for count in (1, 20_000, 30_000):
+        assert torch.equal(lowest(scores.cuda(), count).cpu(), lowest(scores, count))
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "sparsellm"])
+def test_the_batch_size_does_not_matter(family, method):
+    windows, masks = torch.randint(4, 128, (8, 32), generator=torch.Generator().manual_seed(1)), []
+    for batch in (1, 8):
+        model = TINY[family]().cuda()
+        sl.prune(model, windows, method=method, sparsity=0.5, batch=batch, progress=False)
+        masks.append(torch.cat([(linear.weight == 0).flatten() for linear in sl.linears_of(model).values()]))
+    assert (masks[0] == masks[1]).float().mean() > 0.99                      # but for sums in another order
+
+
+@pytest.mark.parametrize("dtype, largest, tokens", [(torch.float16, 2047, 4), (torch.bfloat16, 255, 256),
+                                                    (torch.float32, 4095, 1)])
+def test_gram_matrices_are_exact(dtype, largest, tokens):
+    """Whole numbers whose products and sums float32 holds: TF32 cuts none that 16 bits hold; 4,095 needs float32."""
+    x = torch.randint(-largest, largest + 1, (tokens, 300), generator=torch.Generator().manual_seed(0))
+    x[:, 0] = largest
+    gram = torch.zeros(300, 300, device="cuda")
+    add_gram(gram, x.to("cuda", dtype))
+    mirror(gram)
+    assert torch.equal(gram.cpu().long(), x.T @ x)

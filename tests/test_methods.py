@@ -159,6 +159,22 @@ def test_several_sparsities_share_one_factorisation(layer, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("specs", [(0.5, 0.5, 0.5), (0.8, 0.5, 0.2), (0.7, 0.0, 0.7), ("2:4", "2:4", "2:4"),
+                                   ("3:4", "3:4", "3:4"), ("2:4", "1:4", 0.5)])
+@pytest.mark.parametrize("rows, width, block", [((20, 10, 10), 48, 16), ((96, 48, 48), 160, 128), ((1, 7, 3), 40, 128)])
+def test_stacked_matrices_get_the_masks_of_separate_ones(specs, rows, width, block):
+    """The second matrix is a hundred times as loud as the others: under one threshold for all it would keep all weights."""
+    stats, method = Statistics.of(correlated(600, width)).finish("x"), sl.SparseGPT(block=block)
+    weights = [loud * torch.randn(r, width) for r, loud in zip(rows, (1, 100, 1), strict=True)]
+    before, patterns = [w.clone() for w in weights], [*map(Pattern.parse, specs)]
+    together = method.solve_together(weights, stats, patterns)
+    for weight, old, pattern, solution in zip(weights, before, patterns, together, strict=True):
+        alone = method.solve(weight, stats, pattern)
+        assert torch.equal(solution.mask, alone.mask) and int((~alone.mask).sum()) == pattern.zeros(weight.numel())
+        torch.testing.assert_close(solution.weight, alone.weight, rtol=1e-5, atol=1e-6 * float(weight.abs().max()))
+        assert torch.equal(weight, old) and solution.weight.is_contiguous() and solution.mask.is_contiguous()
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.93])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_global_threshold_is_exact_and_lets_matrices_compete(sparsity, dtype):

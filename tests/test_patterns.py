@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sparselab import Pattern, SparselabError
-from sparselab.patterns import lowest, prune_rows, valid_groups
+from sparselab.patterns import _leftmost, lowest, prune_rows, valid_groups
 
 
 @pytest.mark.parametrize("spec, words", [
@@ -40,6 +40,13 @@ def test_lowest_counts_exactly_whatever_ties(count, distinct):
 
 def test_ties_go_to_the_left():
     assert lowest(torch.tensor([[1.0, 0.0, 1.0, 1.0]]), 2).tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("distinct", [2, 10**6])
+def test_a_gpu_chooses_without_looking_for_ties(distinct):
+    scores = torch.randint(0, distinct, (50, 20), generator=torch.Generator().manual_seed(0)).float()
+    threshold = scores.kthvalue(7, dim=1, keepdim=True).values
+    assert torch.equal(_leftmost(scores, threshold, 7), lowest(scores, 7))
 
 
 def test_bfloat16_magnitudes_do_not_overshoot():

@@ -34,6 +34,48 @@ def test_every_linear_of_every_block_is_pruned_and_nothing_else(tiny, windows, m
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in tiny.modules())
 
 
+class OneByOne(sl.SparseGPT):
+    """SparseGPT with a way of its own to prune a matrix, which the engine has to go."""
+
+    seen = []
+
+    def solve(self, weight, stats, pattern):
+        self.seen.append(tuple(weight.shape))
+        return super().solve(weight, stats, pattern)
+
+
+class Graded(sl.SparseGPT):
+    """A sparsity of its own for every matrix."""
+
+    def shares(self, weights, pattern):
+        return {name: sl.Pattern(0.2 + 0.03 * k) for k, name in enumerate(weights)}
+
+
+@pytest.mark.parametrize("options", [{}, {"in_order": True}, {"refit": True}, {"targets": "dense-stream"}], ids=str)
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
+def test_matrices_with_the_same_inputs_are_pruned_in_one_loop(tiny, windows, monkeypatch, sparsity, options):
+    """q, k, v, and gate, up: the weights are those of matrix by matrix, which a subclass with its own `solve` gets."""
+    from sparselab.methods import sparsegpt
+    loop, stacked, other = sparsegpt.prune_columns, [], copy.deepcopy(tiny)
+    monkeypatch.setattr(sparsegpt, "prune_columns", lambda w, *rest: stacked.append(len(w)) or loop(w, *rest))
+    OneByOne.seen.clear()
+    report = run(tiny, windows, "sparsegpt", sparsity, **options)
+    assert stacked == [3, 1, *([1] if "opt" in type(tiny).__name__.lower() else [2]), 1] * 2
+    again = run(other, windows, OneByOne(), sparsity, **options)
+    assert len(OneByOne.seen) == len(linears_of(tiny)) and [row.name for row in again.rows] == [*linears_of(tiny)]
+    for row, old in zip(report.rows, again.rows, strict=True):
+        one, two = tiny.get_submodule(row.name).weight, other.get_submodule(row.name).weight
+        assert torch.equal(one == 0, two == 0), row.name
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+        assert row.error_after == pytest.approx(old.error_after, rel=1e-3) and row.sparsity == old.sparsity
+
+
+def test_stacked_matrices_keep_their_own_sparsity(tiny, windows):
+    report = run(tiny, windows, Graded(), 0.5)
+    wanted = [0.2 + 0.03 * k for k in range(len(report.rows))]
+    assert [row.sparsity for row in report.rows] == pytest.approx(wanted, abs=2e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_dtype_and_device_are_kept(tiny, windows, method, dtype):
@@ -79,8 +121,10 @@ def test_the_papers_protocol_written_plainly(family, method, windows):
         assert ((linear.weight == 0) == (other == 0)).float().mean() >= 0.985, name
 
 
-def test_errors_in_the_report_are_the_definition(tiny, windows):
+@pytest.mark.parametrize("rows", [7, 1024])
+def test_errors_in_the_report_are_the_definition(tiny, windows, monkeypatch, rows):
     """On the first block, whose inputs do not depend on pruning: exact, since all tokens are sampled."""
+    monkeypatch.setattr("sparselab.methods.base.ROWS", rows)
     dense, inputs = weights(tiny), {}
     names = list(linears_of(tiny, [0]))
     handles = [linears_of(tiny)[n].register_forward_pre_hook(lambda _, a, n=n: inputs.update({n: a[0].flatten(0, -2)}))

@@ -76,6 +76,22 @@ def test_options_hold_for_streamed_models(folder, windows, tmp_path, options):
     same(weights(tmp_path / "out"), expected)
 
 
+def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_path):
+    """And is in memory of its own: float16 takes half the room until its turn comes."""
+    model, _ = sl.load(folder, dtype=torch.float16)
+    model.save_pretrained(tmp_path / "half")
+    tokenizer().save_pretrained(tmp_path / "half")
+    source = streaming.Streamed(tmp_path / "half", None, torch.float32, torch.device("cpu"))
+    block, ahead = source.load(0), source.ahead[1].result()
+    assert {p.dtype for p in block.parameters()} == {torch.float32} and {p.dtype for p in ahead.values()} == {torch.float16}
+    source.abandon()
+    whole, _ = sl.load(tmp_path / "half", dtype=torch.float32)
+    sl.prune(whole, windows, method="sparsegpt", sparsity=0.5, progress=False)
+    sl.prune(tmp_path / "half", windows, method="sparsegpt", sparsity=0.5, out=tmp_path / "out", dtype=torch.float32,
+             progress=False)
+    same(weights(tmp_path / "out"), dict(whole.state_dict()))
+
+
 def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows):
     model = tiny_llama(tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "model")

@@ -8,9 +8,10 @@ from torch import Tensor
 from ..errors import SparselabError, nearest
 from ..patterns import Pattern
 from ..refit import refit
-from ..statistics import CROSS, GRAM, Statistics
+from ..statistics import CROSS, GRAM, Statistics, share
 
 DENSE_BLOCK = "dense-block"
+ROWS = 1024                 # of a matrix whose error is measured at a time
 TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
 
 
@@ -37,10 +38,13 @@ class Fit:
 
     @classmethod
     def of(cls, target: Tensor, solution: Solution, stats: Statistics, dtype: torch.dtype = torch.float32) -> "Fit":
-        """Measured with the weights rounded to the model's dtype."""
-        new, masked = solution.weight.to(dtype).float(), target * solution.mask
-        before = stats.relative_error(target, masked)
-        after = before if torch.equal(masked, new) else stats.relative_error(target, new)
+        """Measured with the weights rounded to the model's dtype, some rows at a time: a matrix may be large."""
+        parts = list(zip(target.split(ROWS), solution.mask.split(ROWS), solution.weight.split(ROWS), strict=True))
+        unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
+        whole, before, *after = sum(
+            stats.powers(t, t - t * mask, *([] if unchanged else [t - new.to(dtype).float()])) for t, mask, new in parts
+        ).tolist()
+        before, after = (share(change, whole) for change in (before, *(after or [before])))
         return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
 
 
@@ -68,6 +72,7 @@ class Method:
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
     joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
+    stacks = False                  # whether `solve_together` takes matrices with the same inputs at once
 
     def __post_init__(self):
         if self.targets not in TARGETS:
@@ -78,6 +83,10 @@ class Method:
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """Prune weight [r, c], float32, left untouched, given the statistics of its inputs [c, N]."""
         raise NotImplementedError
+
+    def solve_together(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]) -> list[Solution]:
+        """Prune matrices [r_k, c] with the same inputs, each under its own pattern: the masks that `solve` finds."""
+        return [self.solve(weight, stats, pattern) for weight, pattern in zip(weights, patterns, strict=True)]
 
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
@@ -91,12 +100,27 @@ class Method:
 
     def prune_matrix(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> tuple[Tensor, Solution]:
         """What the matrix aims at [r, c], and the solution for it, with the switches applied."""
-        target = weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
-        solution = self.solve(target, stats, pattern)
-        if self.refit and not solution.refitted:
-            kept = refit(target, solution.weight, solution.mask, stats.hessian())
-            solution = replace(solution, weight=kept, refitted=True)
-        return target, solution
+        target = self._target(weight, stats)
+        return target, self._refitted(target, self.solve(target, stats, pattern), stats)
+
+    def prune_matrices(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]
+                       ) -> list[tuple[Tensor, Solution]]:
+        """The same for matrices [r_k, c] with the same inputs."""
+        if len(weights) == 1:
+            return [self.prune_matrix(weights[0], stats, patterns[0])]
+        targets = [self._target(weight, stats) for weight in weights]
+        solutions = self.solve_together(targets, stats, patterns)
+        return [(target, self._refitted(target, solution, stats))
+                for target, solution in zip(targets, solutions, strict=True)]
+
+    def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
+        return weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
+
+    def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
+        if not self.refit or solution.refitted:
+            return solution
+        kept = refit(target, solution.weight, solution.mask, stats.hessian())
+        return replace(solution, weight=kept, refitted=True)
 
     def __str__(self) -> str:
         switches = {f.name for f in fields(self) if f.metadata and getattr(self, f.name) == f.metadata["switch"]}

@@ -35,32 +35,58 @@ class SparseGPT(Method):
         if self.block < 1 or self.damp < 0:
             raise SparselabError(f"SparseGPT(block={self.block}, damp={self.damp}): block >= 1 and damp >= 0.")
 
+    @property
+    def stacks(self) -> bool:
+        """A subclass with its own way to prune one matrix is asked for one at a time."""
+        kind = type(self)
+        return kind.solve is SparseGPT.solve and kind.prune_matrix is Method.prune_matrix
+
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        return self._solve([weight], stats, [pattern])[0]
+
+    def solve_together(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]) -> list[Solution]:
+        """In one column loop; one by one where n:m is not the same for all."""
+        same = len({(pattern.n, pattern.m) for pattern in patterns}) == 1
+        return (self._solve if same else super().solve_together)(weights, stats, patterns)
+
+    def _solve(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]) -> list[Solution]:
         factor, damp, tries = stats.inverse_factor(self.damp)
-        columns, pruned = prune_columns(weight, factor, stats.dead, pattern, self.block)
-        return Solution(columns, ~pruned, damp, tries)
+        pruned = prune_columns(weights, factor, stats.dead, patterns, self.block)
+        return [Solution(weight, mask, damp, tries) for weight, mask in pruned]
 
 
-def prune_columns(weight: Tensor, factor: Tensor, dead: Tensor, pattern: Pattern, block: int) -> tuple[Tensor, Tensor]:
-    """The column loop: weight [r, c], factor R [c, c] upper -> new weight [r, c], pruned bool [r, c].
+def prune_columns(weights: list[Tensor], factor: Tensor, dead: Tensor, patterns: list[Pattern], block: int
+                  ) -> list[tuple[Tensor, Tensor]]:
+    """The column loop: weights [r_k, c] with the same inputs, factor R [c, c] upper -> new weights [r_k, c], masks of what
+    is kept, bool [r_k, c]. The patterns' n:m is the same, their shares may differ.
 
-    Works on the transposed weight, so that a column lies contiguous in memory. The zeros up to each block's end are the
-    floor of the asked share, so that the total is exact.
+    Rows need each other only where a block's mask is selected, so that the matrices go through the loop stacked, and each
+    selects its own. Works on the transposed weights, so that a column lies contiguous in memory.
     """
-    r, c = weight.shape
-    w = weight.T.clone(memory_format=torch.contiguous_format)                # [c, r]: row j is column j of the matrix
+    pattern, c = patterns[0], len(factor)
+    w = torch.cat([weight.T for weight in weights], dim=1)                   # [c, sum r]: row j is column j of them all
     pruned = torch.zeros_like(w, dtype=torch.bool)
     block = max(block - block % pattern.m, pattern.m) if pattern.m else block
-    loop = block_loop(w.device, min(block, c))
+    loop, rows = block_loop(w.device, min(block, c)), [len(weight) for weight in weights]
     for a in range(0, c, block):
         b = min(a + block, c)
         scale = _scale(factor.diagonal()[a:b], dead[a:b])
         if not pattern.m:
-            count = pattern.zeros(r * b) - pattern.zeros(r * a)
-            pruned[a:b] = lowest((w[a:b] * scale).square_().view(1, -1), count).view(b - a, r)
+            scores = (w[a:b] * scale).square_()                              # [b - a, sum r]
+            for share, score, place in zip(patterns, scores.split(rows, 1), pruned[a:b].split(rows, 1), strict=True):
+                place.copy_(_select(score, share, a))
         errors = loop(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
         w[b:].addmm_(factor[a:b, b:].T, errors, alpha=-1)                    # push the block's error to the right
-    return w.masked_fill_(pruned, 0).T.contiguous(), pruned.T.contiguous()
+    w.masked_fill_(pruned, 0)
+    return [(weight.T.contiguous(), place.T.contiguous().logical_not_())
+            for weight, place in zip(w.split(rows, 1), pruned.split(rows, 1), strict=True)]
+
+
+def _select(scores: Tensor, pattern: Pattern, a: int) -> Tensor:
+    """A matrix' weights to prune among the columns from a on, bool, by their scores [columns, r]: the zeros up to each
+    block's end are the floor of the asked share, so that the total is exact."""
+    k, r = scores.shape
+    return lowest(scores.reshape(1, -1), pattern.zeros(r * (a + k)) - pattern.zeros(r * a)).view(k, r)
 
 
 def block_loop(device: torch.device, block: int) -> Callable[[Tensor, Tensor, Tensor, Tensor, Pattern], Tensor]:
