@@ -7,6 +7,7 @@
     report = sl.prune(model, calibration, method="sparsegpt", sparsity=0.7)
     sl.perplexity(model, sl.tokens(tokenizer, "demo"), seqlen=256)
 """
+from .allocation import by_sensitivity, owl
 from .engine import prune
 from .errors import SparselabError
 from .evaluate import Perplexity, known_dense, perplexity, write
@@ -23,5 +24,6 @@ from .zeroshot import zeroshot
 
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
            "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
-           "Training", "Wanda", "blocks_of", "calibration", "family_of", "finetune", "known_dense",
-           "linears_of", "load", "overlay", "papers", "perplexity", "plan", "prune", "save", "tokens", "write", "zeroshot"]
+           "Training", "Wanda", "blocks_of", "by_sensitivity", "calibration", "family_of", "finetune", "known_dense",
+           "linears_of", "load", "overlay", "owl", "papers", "perplexity", "plan", "prune", "save", "tokens", "write",
+           "zeroshot"]

@@ -2,7 +2,7 @@
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import Cache
 
 from . import ranks
+from .allocation import Allocation, asked
 from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
@@ -33,10 +34,10 @@ GATE_SHARE = 32             # one calibration window in 32 (at most 8) measures 
 
 
 @torch.no_grad()
-def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str | Method, sparsity: float | str,
-          layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None, refit: bool | None = None,
-          targets: str | None = None, in_order: bool | None = None, batch: int | None = None, progress: bool = True,
-          out: str | Path | None = None, offload: str = "auto", dtype: torch.dtype | None = None,
+def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str | Method,
+          sparsity: float | str | Mapping, layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None,
+          refit: bool | None = None, targets: str | None = None, in_order: bool | None = None, batch: int | None = None,
+          progress: bool = True, out: str | Path | None = None, offload: str = "auto", dtype: torch.dtype | None = None,
           device: str | torch.device | None = None, dry_run: bool = False) -> Report:
     """Prune a model of the OPT or LLaMA family in place, block by block (the protocol of SparseGPT and Wanda).
 
@@ -44,7 +45,8 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     block and written to the folder `out`: never whole in memory, and a broken run goes on where the same call is made
     again. dtype and device belong to that form, and mean what they mean to `sl.load`.
     calibration: token ids [samples, seqlen] (see `sl.calibration`). method: a name or an instance such as
-    `sl.SparseGPT(damp=0.1)`. sparsity: a fraction such as 0.7, or 'n:m' = n zeros in every m consecutive inputs.
+    `sl.SparseGPT(damp=0.1)`. sparsity: a fraction such as 0.7, or 'n:m' = n zeros in every m consecutive inputs; or one
+    of them for each block (by number) or linear (by its full name), such as `sl.owl` and `sl.by_sensitivity` give.
     layers: the blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables; None = all.
     modules: the linears to prune by the end of their names, such as ['fc1', 'fc2']; None = all of the family.
     refit, targets, in_order: the switches of every method (see `sl.Method`), set here or on the instance; None = the
@@ -63,7 +65,7 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     started = time.perf_counter()
     given = {"refit": refit, "targets": targets, "in_order": in_order}
     method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
-    pattern = Pattern.parse(sparsity)
+    pattern = (Allocation if isinstance(sparsity, (Mapping, Allocation)) else Pattern).parse(sparsity)
     source = _source(model, out, dtype, device, dry_run)
     try:
         run = _prepare(source, calibration, method, pattern, layers, modules)
@@ -91,8 +93,8 @@ def _source(model: nn.Module | str | Path, out, dtype, device, dry_run: bool) ->
     return Resident(model)
 
 
-def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Method, pattern: Pattern, layers, modules
-             ) -> "_Run":
+def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Method, pattern: Pattern | Allocation, layers,
+             modules) -> "_Run":
     """Everything that can be wrong is found here, before minutes pass."""
     model = source.model
     check_ready(model)
@@ -102,14 +104,29 @@ def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Metho
     linears = _chosen_linears(model, chosen, modules)
     if not source.streamed:
         check_weights(linears)
+    shares = _shares(method, pattern, linears, family)
     for name, linear in linears.items():
-        pattern.check_width(linear.in_features, name)
+        shares[name].check_width(linear.in_features, name)
     if method.joint:
         check_feed_forward(model, family, linears)
-    shares = method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
     report = Report(_settings(model, calibration, method, pattern, chosen, count))
+    if isinstance(pattern, Allocation):
+        report.settings["pattern"] = asked(shares, {name: linear.weight.numel() for name, linear in linears.items()})
+        report.settings["shares"] = {name: f"{share.n}:{share.m}" if share.m else share.sparsity
+                                     for name, share in shares.items()}
     clock = _Clock(report.seconds, next(model.parameters()).device)
     return _Run(source, calibration, family, method, pattern, chosen, shares, linears, clock, report)
+
+
+def _shares(method: Method, pattern: Pattern | Allocation, linears: dict[str, nn.Linear], family: Family
+            ) -> dict[str, Pattern]:
+    """The pattern of each matrix: as the user divided it, else as the method does."""
+    if not isinstance(pattern, Allocation):
+        return method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
+    if getattr(method, "scope", "") == "global":
+        raise SparselabError(f"{method} divides the zeros among the matrices itself: give it one number as sparsity=, or "
+                             "take scope='matrix'.")
+    return pattern.shares(linears, family.blocks)
 
 
 # --- the calibration activations between two blocks -------------------------------------------------------------------
@@ -288,7 +305,7 @@ class _Run:
     calibration: LongTensor
     family: Family
     method: Method
-    pattern: Pattern
+    pattern: Pattern | Allocation
     chosen: list[int]
     shares: dict[str, Pattern]
     linears: dict[str, nn.Linear]

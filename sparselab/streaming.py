@@ -236,6 +236,7 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
     digest = hashlib.sha256(calibration.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     keys = ("model", "method", "pattern", "layers", "dtype", "device", "versions")
     return json.loads(json.dumps({**{key: settings[key] for key in keys}, "modules": settings["modules"],
+                                  "shares": settings.get("shares"),
                                   "calibration": f"{settings['samples']} x {settings['seqlen']} tokens, sha256 {digest}"}))
 
 

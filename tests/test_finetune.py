@@ -26,6 +26,19 @@ def test_zeros_stay_and_the_loss_falls(family, windows, monkeypatch):
     assert not any(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("sparsity", [0.7, 0.8, "2:4"])
+def test_the_zeros_are_the_same_after_every_call(method, sparsity, windows):
+    """One step a call, as the notebook shows it: the set of zeros neither grows nor shrinks where a weight is kept."""
+    model = TINY["opt"]()
+    sl.prune(model, windows, method=method, sparsity=sparsity, progress=False)
+    zero = {name: linear.weight == 0 for name, linear in sl.linears_of(model).items()}
+    for seed in range(5):
+        result = sl.finetune(model, windows, steps=1, batch=2, rate=1e-2, seed=seed, progress=False)
+        assert all(torch.equal(linear.weight == 0, zero[name]) for name, linear in sl.linears_of(model).items())
+        assert result.sparsity[0] == result.sparsity[1]
+
+
 def test_the_same_seed_gives_the_same_weights(windows):
     results = []
     for _ in range(2):

@@ -128,6 +128,28 @@ def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monk
     assert len(report.epochs) == len(whole.epochs)
 
 
+def test_an_allocation_is_streamed_resumed_and_not_mixed_up(folder, windows, tmp_path, monkeypatch):
+    blocks = len(sl.blocks_of(sl.load(folder)[0]))
+    shares = {block: 0.4 + 0.1 * (block % 3) for block in range(blocks)}
+    expected, whole = in_memory(folder, windows, method="wanda", sparsity=shares)
+    call = dict(method="wanda", out=tmp_path / "out", progress=False)
+    write = streaming.write_json
+
+    def dies(file, content):
+        if len(content.get("blocks", [])) == 2:
+            raise Killed
+        write(file, content)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(streaming, "write_json", dies)
+        sl.prune(folder, windows, sparsity=shares, **call)
+    with pytest.raises(sl.SparselabError, match="shares"):                   # the same mean and extremes, other blocks
+        sl.prune(folder, windows, sparsity={**shares, 0: shares[1], 1: shares[0]}, **call)
+    report = sl.prune(folder, windows, sparsity=shares, **call)
+    same(weights(tmp_path / "out"), expected)
+    assert report.settings["shares"] == whole.settings["shares"] and "allocated" in report.title()
+
+
 RUN = """
 import sys, torch, sparselab as sl
 torch.set_num_threads(1)
