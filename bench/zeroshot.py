@@ -30,7 +30,7 @@ def main() -> None:
     """Do what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
-    parser.add_argument("--limit", type=int, default=100, help="the first so many items of each task (default: 100)")
+    parser.add_argument("--limit", type=int, default=40, help="the first so many items of each task (default: 40)")
     parser.add_argument("--most", type=int, help="stop after so many models; the next call goes on")
     args = parser.parse_args()
     jobs = [(*setting, method, pattern) for *setting, states in MODELS for method, pattern in states
