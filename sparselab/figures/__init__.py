@@ -51,4 +51,6 @@ def figure(name: str, *, profile: str | Profile = "mini", folder: str | Path = F
     if chosen.layers not in (None, "first half"):
         raise SparselabError(f"layers={chosen.layers!r}: a figure prunes all layers (None) or the 'first half'.")
     table = FIGURES[name].table(chosen, Path(folder) / f"{name}-{Path(chosen.model).name}.csv", progress)
-    return table, *FIGURES[name].draw(table)
+    drawing, sentence = FIGURES[name].draw(table)
+    plt.close(drawing)                                       # or a notebook would show it once more, by itself
+    return table, drawing, sentence
