@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 import sparselab as sl
 from sparselab.models import family_of
-from sparselab.sweep import append, named_method
+from sparselab.sweep import append, matching, named_method, read
 from sparselab.zeroshot import TASKS, answers, task_file
 
 TASK_NAMES = ("piqa", "arc_easy", "winogrande")
-# Model, calibration windows, their length, and what is measured: what fits into a quarter of an hour on one core.
+# Model, calibration windows, their length, and what is measured: what fits into ten minutes on one core.
 MODELS = [("smollm2-135m", 8, 512, [("dense", "0"), ("wanda", "0.5"), ("sparsegpt", "0.5")]),
           ("opt-mini", 64, 256, [("dense", "0"), ("wanda", "0.7"), ("sparsegpt", "0.7"), ("sparsellm", "0.7")])]
 
@@ -43,9 +43,8 @@ def done(out: Path, name: str, method: str, pattern: str, limit: int) -> set[str
     """The tasks that are recorded for one model."""
     if not out.exists():
         return set()
-    table = pd.read_csv(out, dtype=str)
-    mine = {"model": name, "method": method, "pattern": pattern, "limit": str(limit)}
-    return {*table[(table[[*mine]] == pd.Series(mine)).all(axis=1)].task}
+    table = read(out)
+    return {*table[matching(table, {"model": name, "method": method, "pattern": pattern, "limit": limit})].task}
 
 
 def measure(name: str, samples: int, seqlen: int, method: str, pattern: str, *, limit: int, out: Path) -> None:

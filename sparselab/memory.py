@@ -121,11 +121,17 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory held so far: by torch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError, StopIteration):      # getrusage's figure begins with what the parent process held
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def high_water(process: int | str = "self") -> int:
+    """The most bytes that a process ever held, 0 where /proc does not tell; getrusage's figure, which others must take,
+    begins with what the parent process held."""
+    with suppress(OSError, StopIteration):
+        status = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return 0
 
 
 def reset_peak(device: torch.device) -> int:
@@ -133,7 +139,7 @@ def reset_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)                              # freed memory would be used again, uncounted
+    give_back()                                                              # freed memory would be used again, uncounted
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")                        # the kernel's code for the high-water mark
     return peak_bytes(device)

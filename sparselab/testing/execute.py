@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from tqdm import tqdm
 
+from ..memory import high_water
 from . import KERNEL_ENVIRONMENT
 
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 15                                     # prose, and code that one wants to understand
@@ -53,7 +54,7 @@ def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, st
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
         for place, cell in enumerate(notebook.cells):
             client.execute_cell(cell, place)
-        return {"seconds": round(time.perf_counter() - started), "mib": _peak_mib(client.km.provisioner.pid)}
+        return {"seconds": round(time.perf_counter() - started), "mib": high_water(client.km.provisioner.pid) // 2**20}
 
 
 def _write(file: Path, notebook: nbformat.NotebookNode) -> None:
@@ -78,13 +79,6 @@ def reading_minutes(notebook: nbformat.NotebookNode) -> int:
              for cell in notebook.cells if cell.cell_type == "markdown"]
     lines = sum(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code")
     return max(1, round(len(" ".join(prose).split()) / WORDS_A_MINUTE + lines / LINES_A_MINUTE))
-
-
-def _peak_mib(pid: int) -> int:
-    """The largest memory that a process ever held (Linux); 0 where the system does not say."""
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) // 1024 if found else 0
 
 
 def _timings(file: Path) -> dict[str, dict[str, int]]:
