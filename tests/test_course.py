@@ -1,8 +1,10 @@
 """The course's parts: checks that name the mistake, predictions, sliders, the students' edition."""
+import gc
 import json
 import re
 from pathlib import Path
 
+import ipywidgets
 import nbformat
 import pytest
 import torch
@@ -118,6 +120,20 @@ def test_a_move_changes_picture_and_sentence():
     assert picture.value != before and sentence.value == "wanda at 0.7"
     buttons.value = "dsnot"
     assert sentence.value == "dsnot at 0.7"
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_controls_may_have_any_name(monkeypatch, live):
+    """As a parameter of ours, too; and the form is built without a front end as well, so that tests see what breaks it."""
+    shown = []
+    monkeypatch.setenv("SPARSELAB_STATIC", str(int(not live)))
+    monkeypatch.setattr("IPython.display.display", lambda form, **_: shown.append(form))
+    course.explore(lambda figure, start, frames: f"{start} {frames} {len(figure.subplots(1, 2))}",
+                   [{"start": 1, "frames": 2}], start=(0, 3, 1), frames=[2, 4])
+    assert [type(form) for form in shown] == ([ipywidgets.VBox] if live else [Figure])
+    with pytest.raises(KeyError, match="nothing"):                           # with a front end and without
+        course.explore(draw, [{"sparsity": 0.5, "method": "wanda"}], nothing=(0, 3, 1))
 
 
 def test_without_a_front_end_the_frames_stand_side_by_side(monkeypatch, capsys):

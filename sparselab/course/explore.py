@@ -1,7 +1,9 @@
 """A picture with sliders; where there is no front end, the same picture at a few settings side by side."""
+import gc
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets
@@ -16,7 +18,7 @@ Draw = Callable[..., str]
 DPI = 100                                                                    # pixels of the page; a move stays under 100 ms
 
 
-def explore(draw: Draw, frames: Sequence[dict], *, size: tuple[float, float] = (5, 3), columns: int | None = None,
+def explore(draw: Draw, frames: Sequence[dict], /, *, size: tuple[float, float] = (5, 3), columns: int | None = None,
             **controls: Any) -> None:
     """Show draw(figure, **values) with one control for each value; without a front end, show the frames instead.
 
@@ -24,11 +26,12 @@ def explore(draw: Draw, frames: Sequence[dict], *, size: tuple[float, float] = (
     each static picture. size: inches of one picture. controls: (low, high, step) gives a slider, a list a row of buttons
     (words) or a slider over the list (numbers). SPARSELAB_STATIC=1 asks for the frames; the tests set it.
     """
+    form = explorer(draw, frames[0], size=size, **controls)     # in any case: one that cannot be built fails in the tests
     if os.environ.get("SPARSELAB_STATIC") == "1":
         viz.show(*static(draw, frames, size, columns or len(frames)))
     else:
         from IPython.display import display
-        display(explorer(draw, frames[0], size=size, **controls))
+        display(form)
 
 
 def static(draw: Draw, frames: Sequence[dict], size: tuple[float, float], columns: int) -> tuple[Figure, str]:
@@ -41,7 +44,7 @@ def static(draw: Draw, frames: Sequence[dict], size: tuple[float, float], column
     return figure, "; ".join(sentences)
 
 
-def explorer(draw: Draw, start: dict, *, size: tuple[float, float] = (5, 3), **controls: Any) -> ipywidgets.VBox:
+def explorer(draw: Draw, start: dict, /, *, size: tuple[float, float] = (5, 3), **controls: Any) -> ipywidgets.VBox:
     """The live form: controls, picture and sentence, one below the other; `children` in that order."""
     knobs = {name: _knob(name, values, start[name]) for name, values in controls.items()}
     fixed = {name: value for name, value in start.items() if name not in knobs}
@@ -52,7 +55,8 @@ def explorer(draw: Draw, start: dict, *, size: tuple[float, float] = (5, 3), **c
 
     def redraw(*_: Any) -> None:
         values = {**fixed, **{name: knob.value for name, knob in knobs.items()}}
-        picture.value, sentence.value = _png(draw, values, size, places)
+        with _no_collection():
+            picture.value, sentence.value = _png(draw, values, size, places)
     for knob in knobs.values():
         knob.observe(redraw, names="value")
     redraw()
@@ -68,10 +72,22 @@ def _knob(name: str, values: Any, start: Any) -> ipywidgets.Widget:
     return kind(options=values, value=start, description=name)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage is collected after the move: to look through all of torch's objects takes up to half a second."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def _png(draw: Draw, values: dict, size: tuple[float, float], places: list) -> tuple[bytes, str]:
     """A picture and its sentence. `places`: where the axes of the picture before stood; to lay them out anew would take
     as long as to draw them."""
-    with viz.style():
+    with viz.style(), plt.rc_context({"axes.titley": 1}):                    # else each title looks for a place, 20 ms
         figure: Figure | SubFigure = Figure(figsize=size, dpi=DPI)
         sentence = draw(figure, **values)
         if len(places) == len(figure.axes):
