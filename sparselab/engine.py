@@ -479,10 +479,10 @@ class _Run:
         """Put the new weight into the model and a row into the report."""
         weight, solution = self.linears[name].weight, fit.solution
         weight.copy_(solution.weight.to(weight.device, weight.dtype))
+        zeros = weight.numel() - weight.count_nonzero().item()
         self.report.rows.append(MatrixRow(
-            name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape),
-            (weight == 0).float().mean(dtype=torch.float64).item(), fit.before, fit.after, fit.tokens, solution.damp,
-            solution.tries, seconds, peak_bytes(self.clock.device)))
+            name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape), zeros / weight.numel(), fit.before,
+            fit.after, fit.tokens, solution.damp, solution.tries, seconds, peak_bytes(self.clock.device)))
 
 
 def named(name: str, work: Callable[[], Any]) -> Any:

@@ -58,7 +58,7 @@ def inverse_factor(gram: Tensor, damp: float, tries: int, tokens: int = 1) -> tu
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=gram.device)
     for attempt in range(1, tries + 1):
         factor = _factor(gram, tokens, damp * mean + mean * dead)
-        if factor is not None and torch.isfinite(factor).all():
+        if factor is not None and torch.stack(torch.aminmax(factor)).isfinite().all():      # NaN too, and no copy
             return factor, damp, attempt
         damp = max(10 * damp, 1e-4)
     raise SparselabError(f"the Hessian could not be factored, even with damping {damp / 10:g} of its mean diagonal. "

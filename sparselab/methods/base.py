@@ -11,7 +11,7 @@ from ..refit import refit
 from ..statistics import CROSS, GRAM, Statistics, share
 
 DENSE_BLOCK = "dense-block"
-ROWS = 1024                 # of a matrix whose error is measured at a time
+ROWS = 512                 # of a matrix whose error is measured at a time
 TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
 
 
@@ -42,8 +42,8 @@ class Fit:
         parts = list(zip(target.split(ROWS), solution.mask.split(ROWS), solution.weight.split(ROWS), strict=True))
         unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
         whole, before, *after = sum(
-            stats.powers(t, t - t * mask, *([] if unchanged else [t - new.to(dtype).float()])) for t, mask, new in parts
-        ).tolist()
+            stats.powers(t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()]))
+            for t, mask, new in parts).tolist()
         before, after = (share(change, whole) for change in (before, *(after or [before])))
         return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
 
