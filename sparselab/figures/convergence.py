@@ -41,10 +41,11 @@ def convergence_table(profile: Profile, file: Path, progress: bool) -> pd.DataFr
 
 
 def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
-    """The penalty terms of the published loop, and each loop's true error as a multiple of that after its first epoch: the
-    targets differ (the dense block's output; the dense model's stream), and so the errors themselves do not compare."""
+    """The penalty terms of the published loop, and each loop's true error as a multiple of that after its first epoch, seed
+    by seed: the targets differ (the dense block's output; the dense model's stream), and so errors do not compare."""
     first = table.iloc[0]
-    means = table.groupby(["method", "epoch"], sort=False)[["error", "alpha_term", "beta_term", "gamma_term"]].agg(
+    course = table.assign(ratio=table.error / table.groupby(["method", "seed"]).error.transform("first"))
+    means = course.groupby(["method", "epoch"], sort=False)[["error", "ratio", "alpha_term", "beta_term", "gamma_term"]].agg(
         ["mean", "std"])
     with viz.style():
         canvas, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -56,8 +57,8 @@ def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         for name, rows in means.groupby(level=0, sort=False):
             short = "sparsellm:published" if "published" in name else "sparsellm"
             colour, marker, line = viz.style_of(short)
-            error = rows.loc[name].error / rows.loc[name].error["mean"].iloc[0]
-            right.errorbar(error.index, error["mean"], error["std"].fillna(0), color=colour, marker=marker, linestyle=line,
+            ratio = rows.loc[name].ratio
+            right.errorbar(ratio.index, ratio["mean"], ratio["std"].fillna(0), color=colour, marker=marker, linestyle=line,
                            capsize=2, label=viz.label_of(short))
         right.set(xlabel="epoch", ylabel="error / that of the first epoch", title="the error that it stands for")
         for axis in (left, right):
