@@ -13,6 +13,7 @@ from .factor import add_gram, inverse_factor, mirror, tensor_cores
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
 DAMP = 0.01                 # SparseGPT's damping
 NOISE = 0.5                 # damping per input and token, where it is more
+COLUMNS = 1024              # of a Gram matrix that is multiplied at a time: a CPU's library copies what it multiplies
 
 
 class Statistics:
@@ -127,8 +128,10 @@ class Statistics:
 
     def powers(self, *weights: Tensor) -> Tensor:
         """||W X||^2 of each W [r, c], float64 [n]."""
-        if self.gram is not None:
-            return torch.stack([(weight @ self.gram).mul_(weight).sum(dtype=torch.float64) for weight in weights])
+        if self.gram is not None:                                            # tr(W G W^T), some columns of G at a time
+            return torch.stack([sum((weight @ gram).mul_(part).sum(dtype=torch.float64) for gram, part in
+                                    zip(self.gram.split(COLUMNS, 1), weight.split(COLUMNS, 1), strict=True))
+                                for weight in weights])
         x = torch.cat(self.samples).float()                                  # [k, c]
         return torch.stack([(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights])
 

@@ -258,6 +258,14 @@ def globals_of(table: symtable.SymbolTable) -> set[str]:
 
 
 @check
+def runs_in_any_folder(notebook):
+    """Students' editions and copies lie elsewhere: files are found from the package, not from the notebook."""
+    for name, cell in cells(notebook, "code"):
+        if found := re.search(r"""["']\.\.?/[^"']*""", cell.source):
+            yield f"{name} reads {found[0][1:]}, which is relative to the notebook's folder"
+
+
+@check
 def small(notebook):
     """Notebooks are read in browsers and reviewed in diffs."""
     if (size := len(nbformat.writes(notebook).encode())) > MOST_BYTES:
@@ -391,6 +399,7 @@ MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
     (sliders_keep_their_names, "through a call", lambda notebook: notebook.cells.extend(map(v4.new_code_cell, [
         "part = 1\ndef solve(x):\n    return part * x\ndef draw(figure, x):\n    return solve(x)",
         "course.explore(draw, [])", "part = 2"]))),
+    (runs_in_any_folder, "a relative path", source(CODE, 'rows = pd.read_csv("../bench/opt-mini.csv")')),
     (small, "a large figure", outputs(CODE, printed("x" * MOST_BYTES))),
 ]
 
