@@ -26,8 +26,10 @@ def test_norms_are_computed_in_float32(dtype):
     torch.testing.assert_close(stats.norms, x.double().norm(dim=0).float(), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("columns", [5, 1024])
 @pytest.mark.parametrize("needs, every", [((GRAM,), 1), ((NORMS,), 1), ((), 1)])
-def test_relative_error_is_the_definition(needs, every):
+def test_relative_error_is_the_definition(needs, every, columns, monkeypatch):
+    monkeypatch.setattr("sparselab.statistics.COLUMNS", columns)             # the 16 inputs in four parts, or at once
     x, w = correlated(300, 16), torch.randn(8, 16)
     new = w * (torch.rand(8, 16) > 0.5)
     stats = Statistics.of(x, needs=needs, every=every).finish("x")

@@ -44,8 +44,8 @@ def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     """The penalty terms of the published loop, and each loop's true error as a multiple of that after its first epoch, seed
     by seed: the targets differ (the dense block's output; the dense model's stream), and so errors do not compare."""
     first = table.iloc[0]
-    course = table.assign(ratio=table.error / table.groupby(["method", "seed"]).error.transform("first"))
-    means = course.groupby(["method", "epoch"], sort=False)[["error", "ratio", "alpha_term", "beta_term", "gamma_term"]].agg(
+    scaled = table.assign(ratio=table.error / table.groupby(["method", "seed"]).error.transform("first"))
+    means = scaled.groupby(["method", "epoch"], sort=False)[["error", "ratio", "alpha_term", "beta_term", "gamma_term"]].agg(
         ["mean", "std"])
     with viz.style():
         canvas, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))

@@ -11,7 +11,7 @@ from ..refit import refit
 from ..statistics import CROSS, GRAM, Statistics, share
 
 DENSE_BLOCK = "dense-block"
-ROWS = 512                 # of a matrix whose error is measured at a time
+ROWS = 512                  # of a matrix whose error is measured at a time
 TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
 
 
