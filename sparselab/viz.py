@@ -1,10 +1,18 @@
 """One figure style, and the figures that several places share. Every figure comes with a sentence that says its data."""
+from functools import lru_cache
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath, text_to_path
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Affine2D
 from torch import Tensor
 
 # Okabe-Ito colours with a marker and a line each: told apart by colour-blind readers and in grey.
@@ -91,21 +99,50 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None = None, highlight: Tensor | None = None,
-            digits: int = 1) -> None:
+            digits: int = 1, rows: list[str] | None = None, columns: list[str] | None = None, by_row: bool = False) -> None:
     """A small matrix with its numbers in the cells: colour by absolute value, pruned cells (mask False) struck out and
-    white, highlighted ones framed."""
+    white, highlighted ones framed. rows, columns: names at the left and below; by_row: a colour scale for each row."""
     matrix = matrix.detach().cpu().float()
     shown = matrix.abs() if mask is None else matrix.abs() * mask
-    top = shown.max().item() or 1.0
-    axis.imshow(shown, vmin=0, vmax=top, cmap="Blues", interpolation="nearest", alpha=0.75)
+    shade = shown / (shown.amax(1, keepdim=True) if by_row else shown.max()).clamp(min=1e-30)
+    axis.imshow(shade, vmin=0, vmax=1, cmap="Blues", interpolation="nearest", alpha=0.75)
+    words, colours = [], []
     for (row, column), value in _cells(matrix):
         kept = mask is None or bool(mask[row, column])
-        axis.text(column, row, f"{value:.{digits}f}" if kept else "×", ha="center", va="center", fontsize=9,
-                  color="#999999" if not kept else "white" if shown[row, column] > 0.75 * top else "black")
+        words.append(_outline(f"{value:.{digits}f}" if kept else "×"))
+        colours.append("#999999" if not kept else "white" if shade[row, column] > 0.75 else "black")
         if highlight is not None and bool(highlight[row, column]):
             axis.add_patch(plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2))
+    _write(axis, words, [(column, row) for (row, column), _ in _cells(matrix)], colours)
+    for row, name in enumerate(rows or []):                                  # texts: a tick's label takes twice their time
+        axis.text(-0.6, row, name, ha="right", va="center", fontsize=9)
+    for column, name in enumerate(columns or []):
+        axis.text(column, len(matrix) - 0.4, name, ha="center", va="top", fontsize=9)
     axis.set(title=title, xticks=[], yticks=[])
     axis.grid(False)
+
+
+def _write(axis: Axes, words: list[Path], places: list[tuple[float, float]], colours: list[str]) -> None:
+    """All words at once, centred at their places: a text object for each takes a millisecond, too slow for a slider."""
+    letters = PathCollection(words, offsets=places, offset_transform=axis.transData, facecolors=colours, linewidths=0)
+    letters.set_transform(Affine2D().scale(1 / 72) + axis.figure.dpi_scale_trans)            # outlines are in points
+    axis.add_collection(letters, autolim=False)
+
+
+def _outline(word: str, size: float = 9) -> Path:
+    """A word's outline in points around (0, 0), put together from its letters'."""
+    letters = [_letter(letter, size) for letter in word]
+    ends = np.cumsum([width for _, width in letters])
+    left = [(end - width - ends[-1] / 2, -0.36 * size) for (_, width), end in zip(letters, ends, strict=True)]
+    return Path(np.concatenate([outline.vertices + start for (outline, _), start in zip(letters, left, strict=True)]),
+                np.concatenate([outline.codes for outline, _ in letters]))
+
+
+@lru_cache(maxsize=256)
+def _letter(letter: str, size: float) -> tuple[Path, float]:
+    """A letter's outline and width in points; a digit is 0.72 of the size high."""
+    width, *_ = text_to_path.get_text_width_height_descent(letter, FontProperties(size=size), False)
+    return TextPath((0, 0), letter, size=size), width
 
 
 def matrices(panels: dict[str, Tensor], *, masks: list[Tensor | None] | None = None, highlight: Tensor | None = None,
