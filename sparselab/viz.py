@@ -87,7 +87,7 @@ def masks(masks_by_name: dict[str, Tensor], *, corner: int = 32, title: str = ""
 def draw_mask(axis: Axes, mask: Tensor, title: str, corner: int = 32) -> None:
     """One mask's upper left corner, bright = kept."""
     part = mask[:corner, :corner].cpu()
-    axis.imshow(part.float(), vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(part.float().numpy(), vmin=0, vmax=1, interpolation="nearest")
     axis.set(title=f"{title}: {part.float().mean():.0%} kept", xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
     axis.title.set_fontsize(9)
     axis.grid(False)
@@ -105,7 +105,7 @@ def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None 
     matrix = matrix.detach().cpu().float()
     shown = matrix.abs() if mask is None else matrix.abs() * mask
     shade = shown / (shown.amax(1, keepdim=True) if by_row else shown.max()).clamp(min=1e-30)
-    axis.imshow(shade, vmin=0, vmax=1, cmap="Blues", interpolation="nearest", alpha=0.75)
+    axis.imshow(shade.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest", alpha=0.75)
     words, colours = [], []
     for (row, column), value in _cells(matrix):
         kept = mask is None or bool(mask[row, column])

@@ -2,17 +2,20 @@
 import gc
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import ipywidgets
 import nbformat
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_opt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from nbformat import v4
 
-from sparselab import course, linears_of
+from sparselab import course, linears_of, viz
 from sparselab.course.exercises import Exercise
 from sparselab.course.student import student_edition, write_student_edition
 
@@ -171,3 +174,27 @@ def test_student_editions(file):
     assert [cell.source for cell in copy.cells if cell.cell_type == "code"] == \
            [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert not re.search(r"<summary>\s*(Solution|Answer)", "".join(cell.source for cell in copy.cells), re.IGNORECASE)
+
+
+def test_numbers_stand_in_the_middle_of_their_cells_and_pruned_ones_are_crosses():
+    figure = Figure(figsize=(3, 2), dpi=100)
+    axis = figure.add_axes((0, 0, 1, 1))                                     # each cell 100 x 100 pixels
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    viz.numbers(axis, torch.tensor([[0.0, -1.5, 9.0], [0.1, 88.8, 0.2]]), mask=mask, digits=1)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    for row, column in product(range(2), range(3)):
+        cell = picture[100 * row + 5:100 * row + 95, 100 * column + 5:100 * column + 95]
+        ink = (np.abs(cell - cell[0, 0]).sum(-1) > 150).nonzero()
+        assert len(ink[0]) > (10 if mask[row, column] else 3), (row, column)
+        middle, width = np.mean([ink[0].min(), ink[0].max()]), ink[1].max() - ink[1].min()
+        assert abs(middle - 44.5) < 2.5 and abs((ink[1].min() + ink[1].max()) / 2 - 44.5) < 2.5
+        assert width < (10 if not mask[row, column] else 30)                 # a cross is narrower than any number
+
+
+def test_numbers_by_row_have_a_colour_scale_for_each_row():
+    axis = Figure().subplots()
+    viz.numbers(axis, torch.tensor([[1.0, -2.0], [100.0, 50.0]]), by_row=True, rows=["small", "large"], columns=["a", "b"])
+    assert axis.images[0].get_array().tolist() == [[0.5, 1.0], [1.0, 0.5]]
+    assert [text.get_text() for text in axis.texts] == ["small", "large", "a", "b"]
