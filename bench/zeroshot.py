@@ -21,7 +21,7 @@ from sparselab.sweep import append, matching, named_method, read
 from sparselab.zeroshot import TASKS, answers, task_file
 
 TASK_NAMES = ("piqa", "arc_easy", "winogrande")
-# Model, calibration windows, their length, and what is measured: what fits into ten minutes on one core.
+# Model, calibration windows, their length, and what is measured: what fits into forty minutes on one core.
 MODELS = [("smollm2-135m", 8, 512, [("dense", "0"), ("wanda", "0.5"), ("sparsegpt", "0.5")]),
           ("opt-mini", 64, 256, [("dense", "0"), ("wanda", "0.7"), ("sparsegpt", "0.7"), ("sparsellm", "0.7")])]
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Do what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
-    parser.add_argument("--limit", type=int, default=40, help="the first so many items of each task (default: 40)")
+    parser.add_argument("--limit", type=int, default=200, help="the first so many items of each task (default: 200)")
     parser.add_argument("--most", type=int, help="stop after so many models; the next call goes on")
     args = parser.parse_args()
     jobs = [(*setting, method, pattern) for *setting, states in MODELS for method, pattern in states

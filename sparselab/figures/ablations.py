@@ -62,10 +62,14 @@ class Ablation:
     def _sentence(self, table: pd.DataFrame) -> str:
         means = table.groupby(["text", "series", "x"], sort=False).excess.agg(["mean", "std"]).reset_index()
         best = means.loc[means.groupby(["text", "series"], sort=False)["mean"].idxmin()]
-        lowest = ", ".join(f"{viz.label_of(row.series)} on {row.text} at {row.x} ({row.mean:.3f} ± {row.std:.3f})"
+        lowest = ", ".join(f"{viz.label_of(row.series)} on {row.text} at {row.x} ({row.mean:.3f}{_scatter(row.std)})"
                            for row in best.itertuples(index=False))
         return (f"loss above dense in nats against {self.name}, sparsity {table.pattern.iloc[0]}, {title_of(table)}; "
                 f"lowest: {lowest}.")
+
+
+def _scatter(std: float) -> str:
+    return "" if pd.isna(std) else f" ± {std:.3f}"                           # one seed has no scatter
 
 
 def _series_style(series: str, place: int) -> tuple[str, str, str]:
