@@ -52,7 +52,7 @@ class Ablation:
                     points = rows.groupby("x", sort=False).excess.agg(["mean", "std"])
                     colour, marker, line = _series_style(series, place)
                     axis.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, marker=marker,
-                                  linestyle=line, capsize=3, label=viz.label_of(series))
+                                  linestyle=line, fillstyle=viz.fill_of(series), capsize=3, label=viz.label_of(series))
                 axis.set(xlabel=self.name, ylabel=f"loss above dense on {text} (nats)")
                 axis.legend(fontsize=8)
             title = f"{title_of(table)}, sparsity {table.pattern.iloc[0]}"

@@ -82,7 +82,8 @@ def draw_costs(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         for name, row in means.iterrows():
             colour, marker, _ = viz.style_of(name)
             axis.errorbar(row.extra_mib["mean"], row.excess["mean"], row.excess["std"], row.extra_mib["std"], color=colour,
-                          marker=marker, capsize=3, markersize=8, linestyle="none", label=viz.label_of(name))
+                          marker=marker, fillstyle=viz.fill_of(name), capsize=3, markersize=8, linestyle="none",
+                          label=viz.label_of(name))
             axis.annotate(f"{row.seconds['mean']:.0f} s", (row.extra_mib["mean"], row.excess["mean"]), fontsize=8,
                           xytext=(8, -3), textcoords="offset points")
         axis.set(xlabel="memory above the loaded model (MiB)", ylabel=f"loss above dense on {rows.text.iloc[0]} (nats)")
