@@ -21,7 +21,8 @@ def _timed(draw, frames, *, size=(5, 3), columns=None, **controls):
         if hasattr(knob, "options"):
             values = [option[1] if isinstance(option, tuple) else option for option in knob.options][:12]
         else:
-            values = sorted({type(start)(knob.min + (knob.max - knob.min) * share / 10) for share in range(11)})
+            steps = round((knob.max - knob.min) / knob.step)                  # a hand can only stop at a step
+            values = sorted({knob.min + knob.step * (steps * share // 10) for share in range(11)})
         moves = []
         for value in [*values, start]:
             begin, knob.value = time.perf_counter(), value
