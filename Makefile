@@ -53,7 +53,7 @@ tables: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/sweeps.sh
 	$(BIN)/python -m sparselab tables --readme README.md
 
-# The zero-shot accuracies of notebook 10: forty minutes on one core; SPARSELAB_DATA names the folder that holds zeroshot/.
+# The zero-shot accuracies of notebook 10: half an hour on one core; SPARSELAB_DATA names the folder that holds zeroshot/.
 zeroshot: setup
 	$(BIN)/python bench/zeroshot.py
 

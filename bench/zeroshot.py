@@ -21,7 +21,7 @@ from sparselab.sweep import append, matching, named_method, read
 from sparselab.zeroshot import TASKS, answers, task_file
 
 TASK_NAMES = ("piqa", "arc_easy", "winogrande")
-# Model, calibration windows, their length, and what is measured: what fits into forty minutes on one core.
+# Model, calibration windows, their length, and what is measured: what fits into half an hour on one core.
 MODELS = [("smollm2-135m", 8, 512, [("dense", "0"), ("wanda", "0.5"), ("sparsegpt", "0.5")]),
           ("opt-mini", 64, 256, [("dense", "0"), ("wanda", "0.7"), ("sparsegpt", "0.7"), ("sparsellm", "0.7")])]
 

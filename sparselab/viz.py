@@ -106,15 +106,16 @@ def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None 
     shown = matrix.abs() if mask is None else matrix.abs() * mask
     shade = shown / (shown.amax(1, keepdim=True) if by_row else shown.max()).clamp(min=1e-30)
     axis.imshow(shade.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest", alpha=0.75)
-    words, colours = [], []
-    for (row, column), value in _cells(matrix):
+    words, places, colours = [], [], []
+    for (row, column), value in np.ndenumerate(matrix.numpy()):
+        places.append((column, row))
         kept = mask is None or bool(mask[row, column])
         words.append(_outline(f"{value:.{digits}f}" if kept else "×"))
         colours.append("#999999" if not kept else "white" if shade[row, column] > 0.75 else "black")
         if highlight is not None and bool(highlight[row, column]):
             axis.add_patch(plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2))
-    _write(axis, words, [(column, row) for (row, column), _ in _cells(matrix)], colours)
-    for row, name in enumerate(rows or []):                                  # texts: a tick's label takes twice their time
+    _write(axis, words, places, colours)
+    for row, name in enumerate(rows or []):                                  # texts are quicker to draw than ticks are
         axis.text(-0.6, row, name, ha="right", va="center", fontsize=9)
     for column, name in enumerate(columns or []):
         axis.text(column, len(matrix) - 0.4, name, ha="center", va="top", fontsize=9)
@@ -146,7 +147,7 @@ def _letter(letter: str, size: float) -> tuple[Path, float]:
 
 
 def row_names(axis: Axes, names: list[str]) -> None:
-    """Names at the left of rows 0, 1, 2, ... and a pale line along each: as y ticks do, in a third of their time."""
+    """Names at the left of rows 0, 1, 2, ... and a pale line along each: as y ticks do, but quicker."""
     axis.set_yticks([])
     across = axis.get_yaxis_transform()
     axis.hlines(range(len(names)), 0, 1, transform=across, colors="#eeeeee", zorder=0)
@@ -165,10 +166,6 @@ def matrices(panels: dict[str, Tensor], *, masks: list[Tensor | None] | None = N
             whole = bool((matrix == matrix.round()).all())
             numbers(axis, matrix, title, mask=mask, highlight=highlight, digits=0 if whole else 1)
     return figure
-
-
-def _cells(matrix: Tensor):
-    return (((row, column), value) for row, values in enumerate(matrix.tolist()) for column, value in enumerate(values))
 
 
 def lines(axis: Axes, series: dict[str, list[float]], *, x: list | None = None, xlabel: str = "", ylabel: str = "",
