@@ -64,6 +64,12 @@ def _from_counts(a, b):
     return mean, math.sqrt(((gained + lost) / n - mean**2) / (n - 1))
 
 
+def _one_less_inside(a, b):
+    n, gained, lost = len(a), (b & ~a).sum().item(), (a & ~b).sum().item()
+    mean = (gained - lost) / n
+    return mean, math.sqrt(((gained + lost) / (n - 1) - mean**2) / n)
+
+
 def _two_errors(a, b):
     p, q = (x.double().mean().item() for x in (a, b))
     return q - p, math.sqrt((p * (1 - p) + q * (1 - q)) / (len(a) - 1))
@@ -180,6 +186,8 @@ EXERCISES = {
         {"that is the error for two different sets of items: both models answered the same ones, so take the differences":
             _two_errors,
          "that is the error of one accuracy, not of a difference": _one_error,
+         "n - 1 goes into the factor before the root; the shares b / n and c / n keep their n":
+            _one_less_inside,
          "that is how much one item scatters: the mean of n items is sharper by the square root of n": _spread,
          "items on which both agree count too: they are differences of 0, and n counts all": _only_discordant,
          "the sign: b minus a": lambda a, b: (-_paired(a, b)[0], _paired(a, b)[1])},

@@ -119,6 +119,8 @@ EXERCISES = {
         _tf32, ((_steady(64),), (1e5 * _steady(8),), (1e-6 * _steady(8),),
                 (1 + torch.tensor([2**-11, 3 * 2**-11, 2**-10, -(2**-13)]),)),
         {"that cuts the lower bits off: round to the nearest": lambda x: (x.view(torch.int32) & ~0x1FFF).view(torch.float32),
+         "a tie goes to the even neighbour; that rounds ties away from zero":
+            lambda x: ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32),
          "10 bits are stored and the leading 1 is not: 11 are significant": lambda x: _significant(x, 10),
          "that has 11 significant bits too, but float16's short exponent: large numbers become infinite, small ones coarse":
             lambda x: x.half().float(),
