@@ -65,6 +65,8 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     started = time.perf_counter()
     given = {"refit": refit, "targets": targets, "in_order": in_order}
     method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
+    if batch is not None and batch < 1:
+        raise SparselabError(f"batch={batch}: windows at once, 1 or more; None takes what free memory holds.")
     pattern = (Allocation if isinstance(sparsity, (Mapping, Allocation)) else Pattern).parse(sparsity)
     source = _source(model, out, dtype, device, dry_run)
     try:
@@ -353,10 +355,12 @@ class _Run:
         with files("read"):
             block = self.source.load(layer)
         original = copy.deepcopy(block)
-        self.prune_block(block, original if self.aimed else None, layer)
-        with self.clock("replay"):
-            self.stream.replay(block, original if self.aimed else None)
-        block.load_state_dict(original.state_dict())
+        try:
+            self.prune_block(block, original if self.aimed else None, layer)
+            with self.clock("replay"):
+                self.stream.replay(block, original if self.aimed else None)
+        finally:
+            block.load_state_dict(original.state_dict())
         seconds, last = self.report.seconds, max(self.chosen)
         for phase in seconds:
             seconds[phase] *= {"capture": 1, "read": last + 1, "replay": last}.get(phase, len(self.chosen))
@@ -388,10 +392,11 @@ class _Run:
         name = model_name(self.source.model)
         if self.source.streamed:
             with self.clock("check"):
-                _prove_calls(self.source, self.calibration[:1])
+                _prove_calls(self.source, self.calibration[:1], self.method.targets)
             return
         with self.clock("check"):
             gate = prove(self.source.model, self.calibration)
+            _check_stream(self.source.model, self.calibration[:1], self.method.targets)
         self.report.settings.update(dense_perplexity=float(gate), gate_windows=gate.windows)
         if progress:
             print(f"{name}: dense perplexity {gate} on {gate.windows} calibration windows of {gate.seqlen} tokens; "
@@ -551,8 +556,34 @@ def _compare_walk(model: nn.Module, window: LongTensor, output: Tensor | tuple) 
                              "please report it with the versions that `python -m sparselab doctor` prints.")
 
 
-def _prove_calls(source: Streamed, window: LongTensor) -> None:
+def _check_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
+    """What targets="dense-stream" takes for granted: these linears' outputs are added to the residual stream as they are."""
+    if targets != "dense-stream":
+        return
+    residual, block = family_of(model).residual, blocks_of(model)[0]
+    part, seen = Stream(model, window, 1).parts[0], {}
+    places = {name: module for name, module in block.named_modules() if name in {*residual, *residual.values()} - {""}}
+    hooks = [module.register_forward_hook(lambda _, args, output, name=name: seen.update({name: (args[0], output)}))
+             for name, module in places.items()]
+    try:
+        after = part.through(block, part.hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stream = [part.hidden, *(seen[place][0] for place in residual.values() if place in seen), after]
+    gaps = [(before.flatten() + seen[name][1].flatten() - then.flatten()).abs().max() / then.abs().max()
+            for name, before, then in zip(residual, stream, stream[1:], strict=False)]
+    if len(stream) <= len(residual) or not max(gaps) < 1e-2:
+        raise SparselabError(f"{model_name(model)}: targets='dense-stream' needs blocks that add the outputs of "
+                             f"{' and '.join(residual)} to the residual stream as they are. Choose targets='dense-model'.")
+
+
+def _prove_calls(source: Streamed, window: LongTensor, targets: str) -> None:
     """The same proof for a model in files, cut to its first two blocks."""
+    kinds = sorted({*(getattr(source.model.config, "layer_types", None) or ())})
+    if len(kinds) > 1:                                                       # two blocks do not speak for all
+        raise SparselabError(f"{model_name(source.model)} has blocks of several kinds ({', '.join(kinds)}), which cannot be "
+                             "checked one by one. Load the model with sl.load and prune it in memory.")
     path, _, name = source.prefix.rpartition(".")
     parent, last = source.model.get_submodule(path), []
     setattr(parent, name, nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))))
@@ -561,6 +592,7 @@ def _prove_calls(source: Streamed, window: LongTensor) -> None:
         source.model.base_model(window.to(source.device), use_cache=False)    # all but the head, which has no memory
         handle.remove()
         _compare_walk(source.model, window, last[0])
+        _check_stream(source.model, window, targets)
     finally:
         setattr(parent, name, source.blocks)
         source.forget()
@@ -593,11 +625,12 @@ def _check_calibration(model: nn.Module, calibration: LongTensor) -> None:
 def _chosen_layers(layers: Iterable[int] | str | None, count: int) -> list[int]:
     if layers is None:
         return list(range(count))
-    if isinstance(layers, str):
-        if layers != "first half":
-            raise SparselabError(f"layers={layers!r}: a range or list of block numbers, or 'first half'.")
-        return list(range(count // 2))
-    chosen = sorted(set(layers))
+    if isinstance(layers, str) and layers == "first half":
+        layers = range(count // 2)
+    chosen = [*layers] if isinstance(layers, Iterable) else [layers]         # a single number will do
+    if not all(hasattr(number, "__index__") for number in chosen):
+        raise SparselabError(f"layers={layers!r}: a range or list of block numbers, or 'first half'.")
+    chosen = sorted({*map(int, chosen)})
     if not chosen or chosen[0] < 0 or chosen[-1] >= count:
         raise SparselabError(f"layers={chosen}: choose some of the blocks 0 to {count - 1}.")
     return chosen
@@ -607,9 +640,9 @@ def _chosen_linears(model: nn.Module, layers: list[int], modules: Iterable[str] 
     linears = linears_of(model, layers)
     if modules is None:
         return linears
-    modules = tuple(modules)
+    modules = (modules,) if isinstance(modules, str) else tuple(modules)
     known = sorted({name.split(".")[-1] for name in linears})
-    for module in modules:
+    for module in modules or ("",):
         if not any(name.endswith(f".{module}") for name in linears):
             raise SparselabError(f"modules={list(modules)}: no linear is called {module!r}. Known: {', '.join(known)}.")
     return {name: linear for name, linear in linears.items() if any(name.endswith(f".{m}") for m in modules)}

@@ -41,7 +41,7 @@ class Statistics:
         """Of inputs at hand, x [..., c], and those of the dense model, `dense` [..., c]."""
         stats = cls(x.shape[-1], x.device, **options)
         stats.add(x, dense)
-        return stats
+        return stats._mirrored()
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
         """Add tokens, x [..., seqlen, c], a sequence is what the second last dimension holds; `dense` [..., seqlen, c]
@@ -103,17 +103,22 @@ class Statistics:
         return hessian
 
     def finish(self, name: str) -> "Statistics":
-        """Add up what other processes saw, mirror the Gram matrix' lower half, and refuse what is not finite, naming the
+        """Add up what other processes saw, fill the Gram matrix' other half, and refuse what is not finite, naming the
         module."""
         ranks.add_up(self.square, self.sums, self.between, self.gram, self.cross, self.drift)
         self.tokens, self.sequences = ranks.total(self.tokens), ranks.total(self.sequences)
-        if self.gram is not None:
-            mirror(self.gram)
-            self.square = self.gram.diagonal().clone()
+        self._mirrored()
         seen = self.square if self.square is not None else torch.cat(self.samples).float()
         if not torch.isfinite(seen).all():
             raise SparselabError(f"the calibration inputs of {name} are not finite (NaN or infinite). Look for broken "
                                  "weights before it, or load the model with dtype=torch.float32: float16 overflows.")
+        return self
+
+    def _mirrored(self) -> "Statistics":
+        """With both halves of the Gram matrix, of which `add` fills the lower one."""
+        if self.gram is not None:
+            mirror(self.gram)
+            self.square = self.gram.diagonal().clone()
         return self
 
     @property

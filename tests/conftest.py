@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +30,11 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
                 "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
                 "initializer_range": 0.1}
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Two words, so that a folder is complete."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
 
 
 TINY = {"opt": tiny_opt, "llama": tiny_llama}

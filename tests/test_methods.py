@@ -189,6 +189,8 @@ def test_global_threshold_is_exact_and_lets_matrices_compete(sparsity, dtype):
 
 
 @pytest.mark.parametrize("make, words", [
+    (lambda: sl.SparseGPT(refit="false"), "refit='false'"), (lambda: sl.Wanda(in_order=1), "in_order=1"),
+    (lambda: sl.SparseGPT(damp="x"), "damp='x'"),
     (lambda: sl.SparseGPT(block=0), "block >= 1"), (lambda: sl.SparseGPT(damp=-1), "damp >= 0"),
     (lambda: sl.Magnitude(scope="layer"), "'matrix' or 'global'"), (lambda: sl.Wanda(per="model"), "per 'row'")])
 def test_wrong_hyper_parameters_get_a_sentence(make, words):

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import CONTEXT, TINY, VOCABULARY, tiny_llama, tiny_opt
+from conftest import CONTEXT, TINY, VOCABULARY, tiny_llama, tiny_opt, tiny_tokenizer
 from textbook import relative_error, sparsegpt, wanda_mask
 
 import sparselab as sl
@@ -217,7 +217,8 @@ def test_a_live_cache_is_refused(windows):
     ({"sparsity": 70}, "Did you mean 0.7"), ({"sparsity": -0.1}, "outside"), ({"sparsity": 1.0}, "outside"),
     ({"sparsity": "2:5"}, "m = 5 does not divide its 32 inputs"), ({"method": "sparsgpt"}, "Did you mean 'sparsegpt'"),
     ({"method": 3}, "unknown method"), ({"layers": range(5, 9)}, "blocks 0 to 1"), ({"layers": []}, "blocks 0 to 1"),
-    ({"layers": "second half"}, "first half"), ({"modules": ["fc9"]}, "no linear is called 'fc9'")])
+    ({"layers": "second half"}, "first half"), ({"modules": ["fc9"]}, "no linear is called 'fc9'"),
+    ({"layers": [0.5]}, "a range or list"), ({"modules": []}, "no linear is called ''"), ({"batch": 0}, "1 or more")])
 def test_wrong_options_get_a_sentence_and_change_nothing(tiny, windows, options, words):
     before = weights(tiny)
     with pytest.raises(SparselabError, match=words):
@@ -284,6 +285,34 @@ def test_families_are_found_by_structure(windows):
     for model in (MistralForCausalLM(MistralConfig(**shape)), Qwen2ForCausalLM(Qwen2Config(**shape))):
         assert sl.family_of(model).name == "LLaMA"
         assert run(model.eval(), windows).sparsity == pytest.approx(0.5)
+
+
+def test_an_interrupted_trial_leaves_the_model_as_it_was(tiny, windows, monkeypatch):
+    before = weights(tiny)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "replay", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, windows, dry_run=True)
+    assert all(torch.equal(before[name], weight) for name, weight in weights(tiny).items())
+
+
+def test_blocks_of_several_kinds_are_pruned_in_memory_only(windows, tmp_path):
+    """Some blocks of this Qwen2 see a sliding window: the same mask for all is wrong once a text is longer than that."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+                                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
+                                         initializer_range=0.2, use_sliding_window=True, sliding_window=8,
+                                         max_window_layers=2)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(SparselabError, match="block by block differs"):
+        run(model, windows)
+    with pytest.raises(SparselabError, match="several kinds .full_attention, sliding_attention"):
+        run(str(tmp_path / "model"), windows, out=tmp_path / "out")
+    assert run(model, windows[:, :8]).sparsity == pytest.approx(0.5)
 
 
 def test_opt_350m_shape_works(windows):

@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from conftest import TINY, correlated
 from textbook import sparsellm_llama, sparsellm_opt
 from torch import nn
@@ -323,6 +324,36 @@ def test_a_part_of_the_network_is_refused(tiny, windows):
 def test_another_activation_is_refused(windows):
     with pytest.raises(SparselabError, match="activation 'gelu'"):
         sl.prune(TINY["opt"](activation_function="gelu"), windows, method="sparsellm", sparsity=0.5, progress=False)
+
+
+@pytest.mark.parametrize("method", [sl.SparseLLM(3, targets="dense-block"), sl.SparseLLM.published()], ids=str)
+def test_a_network_without_error_ends_the_loop(windows, method):
+    model = TINY["opt"]()
+    for block in sl.blocks_of(model):                                        # no unit of these networks ever fires
+        block.fc1.weight.data.zero_()
+        block.fc1.bias.data.fill_(-1)
+    report = sl.prune(model, windows, method=method, sparsity=0.5, progress=False)
+    assert {row["error"] for row in report.epochs} == {0.0}
+
+
+@pytest.mark.parametrize("kind", ["Olmo2", "Cohere"])
+def test_dense_streams_need_outputs_that_are_added_as_they_are(windows, kind):
+    """Olmo2 norms the outputs first; Cohere runs attention and network side by side. Nothing changes."""
+    config, model = (getattr(transformers, f"{kind}{end}") for end in ("Config", "ForCausalLM"))
+    model = model(config(vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0)).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(SparselabError, match="'dense-stream' needs blocks that add the outputs of self_attn.o_proj"):
+        sl.prune(model, windows, method="sparsellm", sparsity=0.5, progress=False)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert sl.prune(model, windows, method="sparsellm", sparsity=0.5, targets="dense-model", progress=False).epochs
+
+
+def test_errors_of_the_network_are_those_of_the_rounded_weights(windows):
+    model = TINY["llama"](dtype=torch.bfloat16).bfloat16()
+    report = sl.prune(model, windows, method="sparsellm", sparsity={0: 0.5, 1: 0}, progress=False)
+    rounded = [row for row in report.rows if row.layer == 1 and "mlp" in row.name]
+    assert len(rounded) == 3 and all(1e-4 < row.error_after < 0.02 for row in rounded)
 
 
 def test_the_batch_matters_no_more_than_rounding(tiny, windows):

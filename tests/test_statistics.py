@@ -19,6 +19,14 @@ def test_gram_equals_the_product(width):
     assert stats.tokens == 200
 
 
+def test_statistics_of_inputs_at_hand_are_ready_for_use():
+    x, w = correlated(200, 16), torch.randn(8, 16)
+    stats = Statistics.of(x)
+    torch.testing.assert_close(stats.gram, x.T @ x)
+    assert stats.relative_error(w, w.relu()) == pytest.approx(relative_error(w, w.relu(), x), rel=1e-4)
+    assert torch.equal(stats.gram, Statistics.of(x).finish("x").gram)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_norms_are_computed_in_float32(dtype):
     x = (100 * correlated(300, 16)).to(dtype)                    # squares overflow float16

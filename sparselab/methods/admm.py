@@ -23,7 +23,7 @@ class ADMM(Method):
     Inputs are scaled to unit norm, so that weights of all columns compete on equal terms over the whole matrix (n:m:
     within their groups). `levels`: penalties rho, weak to strong, in units of the scaled Hessian's diagonal; `steps`
     at each; the kept weights are refitted at the end. Started from the solution of `initial`, which is returned where
-    it is the better one: the error on the calibration inputs is never worse.
+    it is the better one: the error on the calibration inputs, with `Statistics.damping`, is never worse.
     Sources: Boza, arXiv 2401.02938 (the iteration); Meng et al., ALPS, arXiv 2406.07831 (rising penalties).
     """
 

@@ -59,11 +59,11 @@ class Method:
 
     A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it to METHODS. Three
     switches belong to all of them. `refit`: after the mask is chosen, the kept weights become the exact minimiser of
-    the output error. `in_order`: the linears of a block are pruned in the order in which they run, each on the inputs
-    that the pruned ones before it leave. `targets="dense-model"` (implies in order): the linear aims at what it gives in
-    the dense model, W X_d, not at W X on the inputs that it has now; with "dense-stream" the linears that write to the
-    residual stream (out_proj and fc2, o_proj and down_proj) aim half way at the dense model's stream after them, and so
-    make up for part of what the stream lacks already.
+    the output error (with `Statistics.damping`). `in_order`: the linears of a block are pruned in the order in which they
+    run, each on the inputs that the pruned ones before it leave. `targets="dense-model"` (implies in order): the linear
+    aims at what it gives in the dense model, W X_d, not at W X on the inputs that it has now; with "dense-stream" the
+    linears that write to the residual stream (out_proj and fc2, o_proj and down_proj) aim half way at the dense model's
+    stream after them, and so make up for part of what the stream lacks already.
     """
 
     refit: bool = switch(False)
@@ -75,6 +75,11 @@ class Method:
     stacks = False                  # whether `solve_together` takes matrices with the same inputs at once
 
     def __post_init__(self):
+        for each in fields(self):
+            value, word = getattr(self, each.name), isinstance(each.default, str)
+            if isinstance(value, str) != word or (isinstance(each.default, bool) and not isinstance(value, bool)):
+                raise SparselabError(f"{type(self).__name__}({each.name}={value!r}) makes no sense: it is something like "
+                                     f"{each.default!r}.")                   # the word 'false' would count as true
         if self.targets not in TARGETS:
             raise SparselabError(f"targets={self.targets!r}: the targets are 'dense-block' (the linear's own dense "
                                  "outputs), 'dense-model' (those in the whole dense model) or 'dense-stream' (what the "

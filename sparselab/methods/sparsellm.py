@@ -105,7 +105,7 @@ class SparseLLM(Method):
             now["down"] = self._step("down", ffn.weight["down"], outputs, hidden, shares["down"], now.get("down"))
             weights = {role: one.solution.weight for role, one in now.items()}
             error = ffn.relative_error(weights, hidden, outputs)
-            gain = 1 - error / best if epoch else 1.0
+            gain = 1.0 if not epoch else 1 - error / best if best else 0.0       # nothing is better than no error
             if gain > 0 or not self.keep_best:
                 best, kept = error, dict(now)
             last = epoch == self.epochs - 1 or (self.keep_best and gain < self.tolerance)
@@ -113,7 +113,7 @@ class SparseLLM(Method):
             history.append({"epoch": epoch, "error": error, **terms})
             if last:
                 break
-        return {role: Fit.of(one.target, one.solution, one.stats) for role, one in kept.items()}, history
+        return {role: Fit.of(one.target, one.solution, one.stats, ffn.dtype) for role, one in kept.items()}, history
 
     def _step(self, role: str, weight: Tensor, outputs: Tensor, stats: Statistics, pattern: Pattern, last: "Step | None"
               ) -> "Step":
@@ -157,7 +157,7 @@ class FeedForward:
     def __init__(self, linears: dict[str, nn.Linear], tokens: int, *, keep_p: bool = False):
         self.weight = {role: linear.weight.detach().float() for role, linear in linears.items()}
         self.bias = {role: 0 if linear.bias is None else linear.bias.detach().float() for role, linear in linears.items()}
-        self.gated, up = "gate" in linears, self.weight["up"]
+        self.gated, up, self.dtype = "gate" in linears, self.weight["up"], linears["up"].weight.dtype
         self.tokens, self.filled = tokens, 0
         self.x = self.dense = self.z = self.s = None
         self.y = up.new_empty(tokens, up.shape[1])
