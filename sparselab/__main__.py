@@ -1,6 +1,7 @@
 """The same from a shell: python -m sparselab prune | plan | evaluate | zeroshot | sweep | figure | demo | fetch | doctor."""
 import argparse
 import io
+import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--method", default="sparsegpt", help="such as wanda or sparsellm; default: sparsegpt")
     prune.add_argument("--sparsity", default="0.5", help="a fraction such as 0.7, or n zeros in m inputs such as 2:4")
     prune.add_argument("--calibration", default="demo", metavar="TEXT", help="demo, c4, wikitext2, ptb or a text file")
-    prune.add_argument("--samples", type=int, default=128, help="calibration windows (128)")
+    prune.add_argument("--samples", type=_count, default=128, help="calibration windows (128)")
     prune.add_argument("--seed", type=int, default=0)
     prune.add_argument("--layers", help="blocks to prune: 0:12 for the first twelve, or 'first half'")
     prune.add_argument("--out", type=Path, help="folder for the pruned model; it must not exist")
@@ -52,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = _command(commands, "plan", _plan, "memory by term and minutes, before anything is loaded")
     plan.add_argument("--model", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
     plan.add_argument("--method", default="sparsegpt")
-    plan.add_argument("--samples", type=int, default=128)
-    plan.add_argument("--seqlen", type=int, default=2048)
+    plan.add_argument("--samples", type=_count, default=128)
+    plan.add_argument("--seqlen", type=_count, default=2048)
     plan.add_argument("--device", help="cpu or cuda")
 
     _measuring(commands)
@@ -80,7 +81,7 @@ def _measuring(commands) -> None:
     zeroshot = _command(commands, "zeroshot", _zeroshot, "zero-shot accuracy, by the definition of lm-evaluation-harness")
     zeroshot.add_argument("model", nargs="?", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
     zeroshot.add_argument("--tasks", help="comma-separated; default: all nine")
-    zeroshot.add_argument("--limit", type=int, help="the first so many items of each task")
+    zeroshot.add_argument("--limit", type=_count, help="the first so many items of each task")
     zeroshot.add_argument("--folder", type=Path, help="where the tasks' files are; default: zeroshot/ in SPARSELAB_DATA")
     zeroshot.add_argument("--harness", action="store_true", help="let an installed lm-eval do it, with data from the Hub")
     zeroshot.add_argument("--dtype", help="float32, bfloat16 or float16")
@@ -90,12 +91,12 @@ def _measuring(commands) -> None:
     sweep.add_argument("--model", default="opt-mini")
     sweep.add_argument("--methods", help="comma-separated; dsnot:magnitude, sparsellm:published are variants; default: all")
     sweep.add_argument("--sparsities", help="comma-separated, such as 0.5,0.7,2:4; default: eight of them")
-    sweep.add_argument("--seeds", default="0", help="comma-separated calibration seeds")
+    sweep.add_argument("--seeds", type=_numbers, default="0", help="comma-separated calibration seeds")
     sweep.add_argument("--calibration", default="demo", metavar="TEXT")
-    sweep.add_argument("--samples", type=int, default=64)
-    sweep.add_argument("--seqlen", type=int, default=256)
+    sweep.add_argument("--samples", type=_count, default=64)
+    sweep.add_argument("--seqlen", type=_count, default=256)
     sweep.add_argument("--texts", default="demo", help="comma-separated evaluation texts or text files")
-    sweep.add_argument("--windows", type=int, default=64)
+    sweep.add_argument("--windows", type=_count, default=64)
     sweep.add_argument("--out", type=Path, default=Path("build/sweep.csv"))
 
 
@@ -110,10 +111,11 @@ def _figure_command(commands) -> None:
     figure.add_argument("--texts", help="comma-separated evaluation texts or text files")
     figure.add_argument("--methods", help="comma-separated, of the figures over methods")
     figure.add_argument("--sparsities", dest="patterns", help="comma-separated, of the figure sparsity")
-    figure.add_argument("--seeds", help="comma-separated calibration seeds")
-    for name, text in (("samples", "calibration windows"), ("seqlen", "tokens in a window"), ("block", "of convergence"),
+    figure.add_argument("--seeds", type=_numbers, help="comma-separated calibration seeds")
+    for name, text in (("samples", "calibration windows"), ("seqlen", "tokens in a window"),
                        ("windows", "evaluation windows"), ("epochs", "of SparseLLM's loop")):
-        figure.add_argument(f"--{name}", type=int, help=text)
+        figure.add_argument(f"--{name}", type=_count, help=text)
+    figure.add_argument("--block", type=int, help="of convergence")
     figure.add_argument("--tables", type=Path, help="folder of the tables; default: bench/figures")
     figure.add_argument("--out", type=Path, default=Path("build/figures"), help="folder of the pictures")
 
@@ -128,9 +130,31 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id")
     command.add_argument("--dtype", help="float32, bfloat16 or float16")
     command.add_argument("--device", help="cpu or cuda")
-    command.add_argument("--seqlen", type=int, help="tokens in a window; default: 2048, or the model's context if shorter")
+    command.add_argument("--seqlen", type=_count, help="tokens in a window; default: 2048, or the context if shorter")
     command.add_argument("--text", default="demo", help="evaluation text: demo, wikitext2, ptb, c4 or a text file")
-    command.add_argument("--windows", type=int, help="evaluate on the first so many windows only")
+    command.add_argument("--windows", type=_count, help="evaluate on the first so many windows only")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers such as 0,1,2") from None
+
+
+def _writable(path: Path) -> Path:
+    """A path at which a file or folder can be made; what is wrong with it is said before hours pass."""
+    path = path.expanduser()
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SparselabError(f"{path} cannot be written: {parent} is not a folder that you may write to. Choose another.")
+    return path
 
 
 def _load(options):
@@ -156,6 +180,7 @@ def _prune(options) -> None:
     from .methods import find_method
     from .patterns import Pattern
     from .report import save
+    options.out = options.out and _writable(options.out)
     if options.out and options.out.exists():
         raise SparselabError(f"{options.out} exists already. Choose another --out.")
     find_method(options.method), Pattern.parse(options.sparsity)             # say what is wrong before minutes pass
@@ -165,6 +190,7 @@ def _prune(options) -> None:
         print(prune(options.model, _windows(options), out=options.out, dtype=options.dtype, device=options.device, **call))
         return
     model, tokenizer = _load(options)
+    _check_blocks(model, call["layers"], options.sparsity)
     windows = _windows(options, model, tokenizer)
     if options.dry_run:
         print(prune(model, windows, **call))
@@ -178,6 +204,17 @@ def _prune(options) -> None:
             save(model, report, options.out)
         ranks.wait()
         print(f"saved in {options.out}")
+
+
+def _check_blocks(model, layers: range | str | None, sparsity: str) -> None:
+    """What only the model can tell of the options, before its dense perplexity is measured."""
+    from .models import blocks_of, linears_of
+    from .patterns import Pattern
+    count = len(blocks_of(model))
+    if isinstance(layers, range) and layers.stop > count:
+        raise SparselabError(f"--layers {layers.start}:{layers.stop}: the blocks are 0 to {count - 1}.")
+    for name, linear in linears_of(model).items():
+        Pattern.parse(sparsity).check_width(linear.in_features, name)
 
 
 def _windows(options, model=None, tokenizer=None):
@@ -202,8 +239,11 @@ def _layers(text: str | None) -> range | str | None:
         return text
     try:
         first, last = map(int, text.split(":"))
+        if not 0 <= first < last:
+            raise ValueError
     except ValueError:
-        raise SparselabError(f"--layers {text!r}: write FIRST:END, such as 0:12, or 'first half'.") from None
+        raise SparselabError(f"--layers {text!r}: write FIRST:END, such as 0:12 for the blocks 0 to 11, or 'first half'."
+                             ) from None
     return range(first, last)
 
 
@@ -225,10 +265,13 @@ def _sweep(options) -> None:
     from .tables import claims
     sweep = Sweep(options.model, options.calibration, options.samples, options.seqlen, tuple(options.texts.split(",")),
                   options.windows)
+    options.out = _writable(options.out)
+    if options.out.is_dir():
+        raise SparselabError(f"{options.out} is a folder. Name a CSV file with --out.")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     methods, patterns = (given.split(",") if given else known
                          for given, known in ((options.methods, METHODS), (options.sparsities, PATTERNS)))
-    table = sweep.run(options.out, methods, patterns, [int(seed) for seed in options.seeds.split(",")])
+    table = sweep.run(options.out, methods, patterns, options.seeds)
     if "sparsegpt" in set(table.method):
         print("excess log-perplexity over dense, as a share of SparseGPT's:")
         print(claims(table).round(3).to_string())
@@ -237,22 +280,23 @@ def _sweep(options) -> None:
 
 def _figure(options) -> None:
     from .figures import FOLDER, figure
-    names = ("model", "layers", "corpus", "samples", "seqlen", "windows", "epochs", "block")
+    names = ("model", "layers", "corpus", "samples", "seqlen", "windows", "epochs", "block", "seeds")
     changes = {name: getattr(options, name) for name in names}
-    for name in ("texts", "methods", "patterns", "seeds"):
+    for name in ("texts", "methods", "patterns"):
         given = getattr(options, name)
-        changes[name] = given and tuple(int(one) if name == "seeds" else one for one in given.split(","))
+        changes[name] = given and tuple(given.split(","))
     folder = options.tables or FOLDER
+    picture = _writable(options.out / f"{options.name}-{Path(options.model or options.profile).name}.png")
     _, drawing, alt = figure(options.name, profile=options.profile, folder=folder,
                              **{name: value for name, value in changes.items() if value is not None})
-    options.out.mkdir(parents=True, exist_ok=True)
-    picture = options.out / f"{options.name}-{Path(options.model or options.profile).name}.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(picture, dpi=150)
     print(f"{alt}\ntable in {folder}, picture in {picture}")
 
 
 def _demo(options) -> None:
-    from .demo import demo
+    from .demo import TABLE_FILE, demo
+    _writable(options.out / TABLE_FILE)
     demo(options.out, options.readme)
 
 
@@ -266,6 +310,8 @@ def _tables(options) -> None:
     from .demo import insert
     from .tables import page
     text = page(options.folder)
+    if not text:
+        raise SparselabError(f"{options.folder} holds no table of a sweep. Name the folder of the CSV files with --folder.")
     (options.folder / "tables.md").write_text(text + "\n", encoding="utf8")
     if options.readme:
         insert(options.readme, page(options.folder, texts=1), "tables")

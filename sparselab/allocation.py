@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import LongTensor, Tensor, nn
 
-from .checks import check_ids, check_ready, check_windows
+from .checks import check_ready, check_rows
 from .errors import SparselabError, nearest
 from .evaluate import window_losses
 from .models import blocks_of, linears_of
@@ -84,7 +84,7 @@ def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: fl
     outlier shares to a range of 2 lambda and centres the result on their mean, so that a block may end up nearly 2 lambda
     off; here the farthest block is lambda off.
     """
-    target = Pattern.parse(sparsity).sparsity
+    target = _fraction(sparsity)
     if not 0 < spread <= min(target, 1 - target) or threshold <= 0:
         raise SparselabError(f"owl(sparsity={sparsity}, threshold={threshold}, spread={spread}): the threshold must be "
                              "positive, and sparsity - spread and sparsity + spread must lie in 0 to 1.")
@@ -116,7 +116,7 @@ def by_sensitivity(model: nn.Module, windows: LongTensor, sparsity: float, *, le
     losses: what `sensitivity` measured with the same levels, if it has been called. The curves are made convex and spent
     by `spend`. That losses of several blocks add up is an assumption.
     """
-    target, levels = Pattern.parse(sparsity).sparsity, _levels(levels)
+    target, levels = _fraction(sparsity), _levels(levels)
     if not levels[0] <= target <= levels[-1]:
         raise SparselabError(f"sparsity {target:g} is outside the levels {levels[0]:g} to {levels[-1]:g} between which the "
                              "blocks are tried: choose levels= on both sides of it.")
@@ -183,8 +183,7 @@ def _slope(low: tuple[float, float], high: tuple[float, float]) -> float:
 def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
     """||X_j||_2 of the inputs of every linear in the dense model, float32 [c], by its name; windows [n, seqlen]."""
     check_ready(model)
-    check_ids(model, windows, "the calibration")
-    check_windows(model, windows.shape[1])
+    check_rows(model, windows, "the calibration")
     linears = linears_of(model)
     squares = {name: torch.zeros(linear.in_features, device=linear.weight.device) for name, linear in linears.items()}
 
@@ -209,8 +208,16 @@ def _mean_loss(model: nn.Module, windows: LongTensor) -> float:
     return torch.cat([window_losses(model, part) for part in windows.split(8)]).double().mean().item()
 
 
+def _fraction(sparsity: float | str) -> float:
+    pattern = Pattern.parse(sparsity)
+    if pattern.m:
+        raise SparselabError(f"sparsity {sparsity!r}: what is divided among the blocks is a fraction such as "
+                             f"{pattern.sparsity:g}. n:m leaves nothing to divide: every block has the same.")
+    return pattern.sparsity
+
+
 def _levels(levels: Sequence[float]) -> list[float]:
-    found = [Pattern.parse(level).sparsity for level in levels]
+    found = [*map(_fraction, levels)]
     if len(found) < 2 or found != sorted({*found}):
         raise SparselabError(f"levels={levels}: two or more different fractions, from the lowest to the highest.")
     return found

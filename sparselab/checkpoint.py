@@ -1,4 +1,5 @@
 """A model's safetensors files, read a block at a time: the model is never whole in memory."""
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from .errors import SparselabError
 from .models import explained, family_of, locate, quiet, read_config, remember_tokenizer
-from .packing import stored_tensors
+from .packing import PACKED, stored_tensors
 
 INDEX = "model.safetensors.index.json"
-FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]
+FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+PIECE = 2**16                                # bytes
 LEFT_OUT = "rotary_emb.inv_freq"             # old LLaMA checkpoints carry what is computed now
 
 
@@ -33,7 +35,10 @@ class Checkpoint:
         model = empty_model(self.config, self._dtype(dtype))
         model.sparselab_name = self.name
         with quiet():
-            remember_tokenizer(model, AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
+            try:
+                remember_tokenizer(model, AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
+            except Exception as error:
+                raise explained(self.name, error) from error
         prefix = family_of(model).blocks.split(".")[0] + "."                 # some checkpoints leave 'model.' out
         self.files |= {prefix + key: file for key, file in self.files.items() if prefix + key in model.state_dict()}
         missing = sorted(key for key in stored_tensors(model) if key not in self.files)
@@ -46,6 +51,19 @@ class Checkpoint:
     def _dtype(self, dtype: torch.dtype | str | None) -> torch.dtype:
         found = self.config.dtype if dtype in (None, "auto") else dtype
         return found or torch.float32
+
+    def digest(self) -> str:
+        """Tells these weights from others under the same name: config.json, and a thousand pieces of each file, spread over
+        all its matrices. To read 26 GB whole would take a minute."""
+        digest = hashlib.sha256(self.config.to_json_string().encode())
+        for file in sorted({*self.files.values()}):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            with open(file, "rb") as opened:
+                for place in range(0, size, max(PIECE, size // 1000)):
+                    opened.seek(place)
+                    digest.update(opened.read(PIECE))
+        return digest.hexdigest()[:16]
 
     def read(self, names: dict[str, Tensor], *, stored: bool = False) -> dict[str, Tensor]:
         """Tensors by name, each as large and of the dtype of the (memory-less) one given for it, on the CPU; `stored`: of
@@ -93,9 +111,15 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
 
 def _index(folder: Path, name: str) -> dict[str, Path]:
     """Which file holds which tensor, checked against the files' own headers."""
+    if (folder / PACKED).exists():
+        raise SparselabError(f"{name} is packed, and a packed file is not read block by block. Prune it in memory, with the "
+                             "model that sl.load gives, or write that model unpacked with sl.save first.")
     if (folder / INDEX).exists():
-        claimed = json.loads((folder / INDEX).read_text())["weight_map"]
-        files = sorted({folder / file for file in claimed.values()})
+        try:
+            claimed = json.loads((folder / INDEX).read_text())["weight_map"]
+            files = sorted({folder / file for file in claimed.values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SparselabError(f"{name}: {INDEX} is broken ({error!r}). Download it again.") from error
     else:
         claimed, files = None, sorted(folder.glob("*.safetensors"))
     if not files:

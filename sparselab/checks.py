@@ -16,18 +16,36 @@ def check_windows(model: nn.Module, seqlen: int) -> None:
 
 
 def check_ids(model: nn.Module, ids: Tensor, what: str) -> None:
-    """Token ids must be integers inside the model's vocabulary."""
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise SparselabError(f"{what} must be a LongTensor of token ids, such as sl.calibration or sl.tokens give.")
+    """Token ids must be 64-bit integers inside the model's vocabulary."""
+    if not isinstance(ids, Tensor) or ids.dtype != torch.long:
+        raise SparselabError(f"{what} must be a LongTensor of token ids, such as sl.calibration or sl.tokens give. Convert "
+                             "other integers with .long().")
     vocabulary = model.get_input_embeddings().num_embeddings
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
         raise SparselabError(f"{what} holds token ids from {int(ids.min())} to {int(ids.max())}, but {model_name(model)} "
                              f"knows 0 to {vocabulary - 1}: were they made by another model's tokenizer?")
 
 
+def check_rows(model: nn.Module, windows: Tensor, what: str) -> None:
+    """Windows of token ids, [samples, seqlen], that fit the model."""
+    check_ids(model, windows, what)
+    if windows.ndim != 2 or not len(windows):
+        raise SparselabError(f"{what} has shape {tuple(windows.shape)}: it must be [samples, seqlen] with at least one "
+                             "sample, as sl.calibration gives.")
+    check_windows(model, windows.shape[1])
+
+
+def check_finite(model: nn.Module, values: Tensor, what: str) -> None:
+    """No NaN, no infinity in what a model says of a text."""
+    broken = int((~torch.isfinite(values)).sum())
+    if broken:
+        raise SparselabError(f"{model_name(model)}: {broken} of {values.numel()} {what} are not finite. A weight is NaN or "
+                             "infinite, or the values overflow: load the model again, with dtype=torch.float32.")
+
+
 def check_ready(model: nn.Module) -> None:
-    """Evaluation mode: dropout would make every statistic random."""
-    if model.training:
+    """Evaluation mode in all parts: dropout would make every statistic random."""
+    if any(module.training for module in model.modules()):
         raise SparselabError(f"{model_name(model)} is in training mode, where dropout makes every number random. "
                              "Call model.eval() first.")
 

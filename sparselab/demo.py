@@ -10,6 +10,7 @@ from torch import nn
 
 from . import viz
 from .engine import prune
+from .errors import SparselabError
 from .evaluate import Perplexity, perplexity, write
 from .methods import Method, find_method
 from .models import linears_of, load, model_name
@@ -96,7 +97,7 @@ def markdown(table: pd.DataFrame) -> str:
     lines = ["| model | evaluation text | method | zeros | perplexity | against dense (log, paired) | output error "
              "| seconds |", "|---|---|---|---|---|---|---|---|"]
     for row in table.itertuples():
-        paired = "" if row.method == "dense" else f"+{row.log_ratio:.3f} ± {row.log_ratio_stderr:.3f}"
+        paired = "" if row.method == "dense" else f"{row.log_ratio:+.3f} ± {row.log_ratio_stderr:.3f}"
         error = "" if row.method == "dense" else f"{row.error:.3f}"
         seconds = "" if row.method == "dense" else f"{row.seconds:.1f}"
         lines.append(f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
@@ -122,7 +123,9 @@ def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) 
 def insert(readme: Path, text: str, command: str = "readme") -> None:
     """Put a text between the markers that name its command, `make readme`."""
     begin = BEGIN.format(command)
-    head, rest = readme.read_text(encoding="utf8").split(begin)
+    head, found, rest = (readme.read_text(encoding="utf8") if readme.is_file() else "").partition(begin)
+    if not found or END not in rest:
+        raise SparselabError(f"{readme} holds no lines {begin} and {END} to put the text between. Write them where it goes.")
     tail = rest.split(END, 1)[1]
     readme.write_text(f"{head}{begin}\n{text}\n{END}{tail}", encoding="utf8")
 

@@ -17,12 +17,12 @@ from transformers import Cache
 
 from . import ranks
 from .allocation import Allocation, asked
-from .checks import check_feed_forward, check_ids, check_ready, check_weights, check_windows
+from .checks import check_feed_forward, check_ready, check_rows, check_weights
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
 from .memory import OUT_OF_MEMORY, Shelf, batch_size, give_back, halving, is_out_of_memory, peak_bytes
 from .methods import DENSE_BLOCK, Fit, Method, find_method
-from .models import Family, blocks_of, family_of, linears_of, model_name
+from .models import Family, blocks_of, family_of, find_device, find_dtype, linears_of, model_name
 from .patterns import Pattern
 from .report import MatrixRow, Report
 from .statistics import Statistics
@@ -87,7 +87,7 @@ def _source(model: nn.Module | str | Path, out, dtype, device, dry_run: bool) ->
         if out is None and not dry_run:
             raise SparselabError(f"prune({str(model)!r}) reads a model block by block and writes the result: say where, "
                                  "out='folder'. To prune in memory, pass the model that sl.load gives.")
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device, dtype = find_device(device), find_dtype(dtype)
         return Streamed(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
     if out or dtype or device:
         raise SparselabError("out=, dtype= and device= belong to a model given by name. A model in memory is pruned in "
@@ -101,7 +101,7 @@ def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Metho
     model = source.model
     check_ready(model)
     family, count = family_of(model), len(blocks_of(model))
-    _check_calibration(model, calibration)
+    check_rows(model, calibration, "the calibration")
     chosen = _chosen_layers(layers, count)
     linears = _chosen_linears(model, chosen, modules)
     if not source.streamed:
@@ -322,7 +322,8 @@ class _Run:
     def begin(self) -> None:
         """Open the place where the result goes, with what an earlier run left there."""
         kinds = sorted({name.rsplit(".", 1)[-1] for name in self.linears})
-        mine = fingerprint({**self.report.settings, "modules": kinds}, self.calibration)
+        exact = getattr(self.pattern, "sparsity", None)                      # the report rounds it
+        mine = fingerprint({**self.report.settings, "modules": kinds, "sparsity": exact}, self.calibration)
         if ranks.rank() == 0:
             self.source.begin(mine, self.report)
         ranks.wait()
@@ -612,14 +613,6 @@ def _first_broken(model: nn.Module, ids: LongTensor) -> str:
     where = f"the calibration inputs of {broken[0]} are" if broken else "the model's output is"
     return (f"{where} not finite (NaN or infinite). Look for broken weights before it, or load the model with "
             "dtype=torch.float32: float16 overflows.")
-
-
-def _check_calibration(model: nn.Module, calibration: LongTensor) -> None:
-    check_ids(model, calibration, "the calibration")
-    if calibration.ndim != 2 or not len(calibration):
-        raise SparselabError(f"the calibration has shape {tuple(calibration.shape)}: it must be [samples, seqlen] with "
-                             "at least one sample, as sl.calibration gives.")
-    check_windows(model, calibration.shape[1])
 
 
 def _chosen_layers(layers: Iterable[int] | str | None, count: int) -> list[int]:

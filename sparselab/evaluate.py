@@ -7,9 +7,10 @@ from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .checks import check_ids, check_ready, check_windows
+from .checks import check_finite, check_ids, check_ready, check_windows
 from .errors import SparselabError
 from .memory import in_batches
+from .models import context_length, model_name
 
 # Dense perplexities that the papers print (guide B.2), to tell at once whether model, text and protocol are right.
 KNOWN_DENSE = {("facebook/opt-125m", "wikitext2", 2048): 27.65, ("facebook/opt-1.3b", "wikitext2", 2048): 14.62,
@@ -29,7 +30,7 @@ class Perplexity(float):
     def __new__(cls, losses: Tensor, seqlen: int):
         losses = losses.detach().float().cpu()
         mean = losses.double().mean().item()
-        self = super().__new__(cls, math.exp(mean) if mean < 700 else math.inf)
+        self = super().__new__(cls, math.inf if mean >= 700 else math.exp(mean))
         self.losses, self.seqlen = losses, seqlen
         return self
 
@@ -44,6 +45,9 @@ class Perplexity(float):
 
     def ratio(self, other: "Perplexity") -> tuple[float, float]:
         """log(self / other) and its standard error, paired window by window: far sharper than two separate errors."""
+        if (self.losses.shape, self.seqlen) != (other.losses.shape, other.seqlen):
+            raise SparselabError(f"ratio compares two models on the same windows, not {self.windows} of {self.seqlen} "
+                                 f"tokens with {other.windows} of {other.seqlen}.")
         difference = (self.losses - other.losses).double()
         return difference.mean().item(), difference.std().item() / math.sqrt(len(difference))
 
@@ -62,7 +66,8 @@ def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, prog
     """Perplexity of tokens [n] in non-overlapping windows; the remainder is dropped (guide A.0).
 
     Each window is scored with its seqlen - 1 inner predictions; the result is exp of the mean over windows. The loss is
-    computed in float32 whatever the model's dtype. Raises a SparselabError if the text is shorter than one window.
+    computed in float32 whatever the model's dtype. Raises a SparselabError if the text is shorter than one window, or a
+    loss is not finite.
     """
     check_ready(model)
     check_windows(model, seqlen)
@@ -73,6 +78,7 @@ def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, prog
     windows = tokens[:len(tokens) // seqlen * seqlen].view(-1, seqlen)
     with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not progress, leave=False) as bar:
         losses = in_batches(lambda ids: window_losses(model, ids), windows, model, bar)
+    check_finite(model, torch.cat(losses), "windows' losses")
     return Perplexity(torch.cat(losses), seqlen)
 
 
@@ -99,6 +105,10 @@ def write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, *, 
     """How the model goes on with a prompt, always taking the likeliest token (greedy, so that runs can be compared)."""
     check_ready(model)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    length = inputs.input_ids.shape[1]
+    if not 1 <= tokens <= context_length(model) - length:
+        raise SparselabError(f"tokens={tokens} after a prompt of {length} tokens: at least one, and together they must fit "
+                             f"the {context_length(model)} positions of {model_name(model)}.")
     output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, use_cache=True,
                             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id)
     return tokenizer.decode(output[0], skip_special_tokens=True)

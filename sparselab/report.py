@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .errors import SparselabError
-from .models import model_name, quiet, tokenizer_of
+from .models import model_name, quiet, tokenizer_of, write_tokenizer
 from .packing import write_packed
 
 REPORT_FILE = "sparselab-report.json"
@@ -169,6 +169,7 @@ def _write(model, report: Report, folder: Path, tokenizer, packed: bool) -> None
         with quiet():
             if packed:
                 model.config.save_pretrained(folder)
+                model.generation_config.save_pretrained(folder)
                 write_packed(model, folder)
             else:
                 model.save_pretrained(folder)
@@ -177,7 +178,7 @@ def _write(model, report: Report, folder: Path, tokenizer, packed: bool) -> None
             raise OSError(errno.ENOSPC, str(error)) from error
         raise
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
     report.save(folder / REPORT_FILE)
 
 
@@ -187,4 +188,6 @@ def _swap(part: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     part.rename(folder)
+    if old.is_file() or old.is_symlink():                # what a link points to stays
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)

@@ -14,12 +14,13 @@ from torch import LongTensor, Tensor, nn
 from . import ranks
 from .checkpoint import INDEX, Checkpoint, load_header
 from .errors import SparselabError
-from .memory import give_back
-from .models import blocks_of, family_of, quiet, tokenizer_of
+from .memory import batch_size, give_back
+from .models import blocks_of, family_of, quiet, tokenizer_of, write_tokenizer
 from .packing import stored_tensors
 from .report import REPORT_FILE, MatrixRow, Report, is_disk_full, write_json
 
 MANIFEST = "sparselab-manifest.json"
+GENERATION = "generation_config.json"       # how a chat model ends its answers
 
 
 class Resident:
@@ -55,8 +56,8 @@ class Streamed:
     one after it is read ahead; `finish` writes it as a shard of the result and lets it go.
 
     The result grows in `<out>.part`, named in a manifest that is written after each shard. The same call goes on after
-    the last finished block, whose activations are computed anew from the shards: the same bits as an unbroken run, and
-    nothing to write but weights. When all is there, the folder gets its name.
+    the last finished block, whose activations are computed anew from the shards, as many windows at once as before: the
+    same bits as an unbroken run, and nothing to write but weights. When all is there, the folder gets its name.
     """
 
     streamed = True
@@ -64,7 +65,7 @@ class Streamed:
     def __init__(self, name: str | Path, out: str | Path | None, dtype: torch.dtype | None, device: torch.device):
         self.out = Path(out).expanduser().absolute() if out else None        # a dry run writes nothing
         if self.out and self.out.exists():
-            raise SparselabError(f"{self.out} exists already. Choose another folder for out=.")
+            raise SparselabError(f"{self.out} exists already. Move it away or choose another folder for out=.")
         ranks.wait()                                                         # nobody writes before all have looked
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
@@ -104,12 +105,7 @@ class Streamed:
 
     def restore(self, layer: int) -> None:
         """Replace the dense block by the one finished in an earlier run."""
-        try:
-            tensors = load_file(self.part / self._shard(layer + 1))
-        except (SafetensorError, OSError) as error:
-            raise SparselabError(f"{self.part / self._shard(layer + 1)} is broken ({error}). Delete {self.part} and start "
-                                 "again.") from error
-        self._fill(layer, {key.removeprefix(f"{self.prefix}.{layer}."): value for key, value in tensors.items()})
+        self._fill(layer, load_file(self.part / self._shard(layer + 1)))
 
     def _read(self, layer: int) -> Future:
         names = {f"{self.prefix}.{layer}.{key}": like for key, like in self.like[layer].items()}
@@ -127,11 +123,12 @@ class Streamed:
 
     def begin(self, settings: dict, report: Report) -> None:
         """Make the working folder, or go on in the one that is there; refuse one that other settings made."""
-        self.manifest = {"settings": settings, "blocks": []}
         if (self.part / MANIFEST).exists():
             self._go_on(settings, report)
             return
-        shutil.rmtree(self.part, ignore_errors=True)                         # a run killed before its first file
+        self.model.sparselab_batch = batch_size(self.model, report.settings["seqlen"])
+        self.manifest = {"settings": self._mine(settings), "batch": self.model.sparselab_batch, "blocks": []}
+        self._clear()
         needed = sum(like.numel() * like.element_size() for like in self.model.state_dict().values())
         try:
             self.part.mkdir(parents=True)
@@ -148,16 +145,47 @@ class Streamed:
         """What `begin` does, in a process that does not write: the first one has made the folder."""
         self._go_on(settings, report)
 
+    def _mine(self, settings: dict) -> dict:
+        """The settings, with the model named by its files: another path may lead there, and they may have changed."""
+        return {**settings, "model": str(self.checkpoint.folder.resolve()), "weights": self.checkpoint.digest()}
+
+    def _clear(self) -> None:
+        """Remove what a run left that was killed before its first manifest, and no one else's files."""
+        for file in self.part.iterdir() if self.part.is_dir() else ():
+            if not any(file.match(own) for own in ("model-00001-of-*.safetensors", "*.unfinished")):
+                raise SparselabError(f"the result would grow in {self.part}, which holds {file.name}: not a broken run. "
+                                     "Move that folder away or choose another out=.")
+        shutil.rmtree(self.part, ignore_errors=True)
+
     def _go_on(self, settings: dict, report: Report) -> None:
-        found = json.loads((self.part / MANIFEST).read_text())
-        for key, value in settings.items():
-            if (other := found["settings"].get(key)) != value:
+        try:
+            found = json.loads((self.part / MANIFEST).read_text())
+            before, self.model.sparselab_batch, self.done = found["settings"], found["batch"], len(found["blocks"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._broken(MANIFEST, error) from error
+        for key, value in self._mine(settings).items():
+            if (other := before.get(key)) != value:
                 raise SparselabError(f"{self.part} holds a broken run with {key} = {other}, and this one has {value}. "
                                      "Repeat that call to go on with it, delete the folder, or choose another out=.")
-        self.manifest, self.done = found, len(found["blocks"])
+        for number in range(self.done + 1):
+            self._check(number)
+        self.manifest = found
         for block in found["blocks"]:
             report.rows += map(MatrixRow.of, block["rows"])
             report.epochs += block["epochs"]
+
+    def _check(self, number: int) -> None:
+        """A shard of the earlier run is whole, and holds the tensors that it should."""
+        wanted = [f"{self.prefix}.{number - 1}.{key}" for key in self.like[number - 1]] if number else self.outside
+        try:
+            found = load_header(self.part / self._shard(number))
+        except (SafetensorError, OSError) as error:
+            raise self._broken(self._shard(number), error) from error
+        if {*found} != {*wanted}:
+            raise self._broken(self._shard(number), "other tensors than it should hold")
+
+    def _broken(self, name: str, error: Exception | str) -> SparselabError:
+        return SparselabError(f"{self.part / name} is broken ({error}). Delete {self.part} and start again.")
 
     def finish(self, layer: int, report: Report) -> None:
         """Write the block as a shard, if it is new, and free its memory."""
@@ -193,11 +221,16 @@ class Streamed:
         with quiet():
             self.model.config.dtype = str(next(iter(self.outside.values())).dtype).removeprefix("torch.")
             self.model.config.save_pretrained(self.part)
-            tokenizer_of(self.model).save_pretrained(self.part)
+            write_tokenizer(tokenizer_of(self.model), self.part)
+        if (self.checkpoint.folder / GENERATION).exists():
+            shutil.copy(self.checkpoint.folder / GENERATION, self.part)
         report.save(self.part / REPORT_FILE)
         write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
-        (self.part / MANIFEST).unlink()
+        if self.out.exists():
+            raise SparselabError(f"{self.out} appeared during the run. The whole result waits in {self.part}: move "
+                                 f"{self.out.name} away and repeat the call, which prunes nothing anew.")
         self.part.rename(self.out)
+        (self.out / MANIFEST).unlink()                                       # last: until here the call can be repeated
 
     def _wait(self) -> None:
         if self.written is not None:
@@ -236,7 +269,7 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
     digest = hashlib.sha256(calibration.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     keys = ("model", "method", "pattern", "layers", "dtype", "device", "versions")
     return json.loads(json.dumps({**{key: settings[key] for key in keys}, "modules": settings["modules"],
-                                  "shares": settings.get("shares"),
+                                  "sparsity": settings.get("sparsity"), "shares": settings.get("shares"),
                                   "calibration": f"{settings['samples']} x {settings['seqlen']} tokens, sha256 {digest}"}))
 
 

@@ -1,9 +1,11 @@
 """Many prunings of one model as a table: every row says all that is needed to make it again."""
 import ast
 import datetime
+import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from .methods import Method, SparseLLM, find_method
 from .models import family_of, load
 from .patterns import Pattern
 from .report import Report
-from .texts import calibration, tokens
+from .texts import CORPORA, calibration, sha256_of, tokens
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "swaps", "admm",
            "sparsellm:published", "sparsellm")
@@ -40,17 +42,26 @@ class Sweep:
 
     def run(self, file: Path, methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int] = (0,), *,
             progress: bool = True) -> pd.DataFrame:
-        """Add what is missing to a CSV file and return it. A row is there when its pruning is done: a broken run goes on
-        where it stopped."""
-        jobs = [job for job in product(seeds, patterns, methods) if not self._done(file, job)]
-        if not jobs:
-            return read(file)
+        """Add what is missing to a CSV file and return its rows of this sweep. A row is there when its pruning is done: a
+        broken run goes on where it stopped."""
+        jobs = list(product(seeds, patterns, methods))
+        for _, pattern, name in jobs:                                        # what is wrong is said before the first job
+            Pattern.parse(pattern), named_method(name, "OPT")
+        there = self.mine(file)
+        missing = {job: texts for job in jobs if (texts := self._missing(there, job))}
+        if missing:
+            self._add(file, missing, progress)
+        return self.mine(file)
+
+    def _add(self, file: Path, missing: dict[tuple[int, str, str], set[str]], progress: bool) -> None:
+        """Prune by job, and add a row for each of its texts."""
         model, tokenizer = load(self.model)
         texts = {Path(text).name: tokens(tokenizer, text)[:self.windows * self.seqlen] for text in self.texts}
         weights = dense_weights(model)
         dense = {text: perplexity(model, ids, seqlen=self.seqlen, progress=False) for text, ids in texts.items()}
         drawn = {}
-        for seed, pattern, name in tqdm(jobs, desc=f"sweep {self.model}", unit="run", disable=not progress):
+        for (seed, pattern, name), wanted in tqdm(missing.items(), desc=f"sweep {self.model}", unit="run",
+                                                  disable=not progress):
             if seed not in drawn:                                            # all runs of a seed share one calibration
                 drawn[seed] = calibration(tokenizer, self.corpus, samples=self.samples, seqlen=self.seqlen, seed=seed)
             restore(model, weights)
@@ -58,25 +69,37 @@ class Sweep:
             report = self.prune(model, drawn[seed], method, Pattern.parse(pattern))
             rows = [{**self.row(seed, pattern, name, report, text, dense[text],
                                 perplexity(model, ids, seqlen=self.seqlen, progress=False)),
-                     **self.more(model, report, text)} for text, ids in texts.items()]
+                     **self.more(model, report, text)} for text, ids in texts.items() if text in wanted]
             append(file, rows)
-        return read(file)
 
     def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
         """One pruning, in place."""
         return prune(model, windows, method=method, sparsity=pattern, progress=False)
 
     def more(self, model: nn.Module, report: Report, text: str) -> dict:
-        """Columns beyond `row`'s; none here, so that tables written earlier can be gone on with."""
-        return {}
+        """Columns beyond `row`'s, which tables written earlier lack; they can be gone on with (see `append`)."""
+        path = next(path for path in self.texts if Path(path).name == text)
+        return {"window_limit": self.windows, "text_sha256": sha256_of(path, "evaluation"),
+                "calibration_sha256": sha256_of(self.corpus, "calibration")}
 
-    def _done(self, file: Path, job: tuple[int, str, str]) -> bool:
-        if not file.exists():
-            return False
-        seed, pattern, name = job
+    def mine(self, file: Path) -> pd.DataFrame:
+        """The rows of a CSV file that are of this sweep: its settings, windows and texts; none where there is no file."""
+        if not whole_lines(file):
+            return pd.DataFrame()
         table = read(file)
-        rows = table[matching(table, {"seed": seed, "pattern": pattern, "method": name, **self.settings()})]
-        return {Path(text).name for text in self.texts} <= {*rows.text}
+        limit = "window_limit" if "window_limit" in table else "windows"     # all that earlier tables say of it
+        same = matching(table, {**self.settings(), limit: self.windows})
+        same &= _read_from(table, "calibration_sha256", self.corpus, "calibration")
+        texts = [(table.text == Path(text).name) & _read_from(table, "text_sha256", text, "evaluation")
+                 for text in self.texts]
+        return table[same & pd.concat(texts, axis=1).any(axis=1)]
+
+    def _missing(self, there: pd.DataFrame, job: tuple[int, str, str]) -> set[str]:
+        """The texts of which the rows that are there hold nothing for a job."""
+        names = {Path(text).name for text in self.texts}
+        if there.empty:
+            return names
+        return names - {*there[matching(there, dict(zip(("seed", "pattern", "method"), job, strict=True)))].text}
 
     def settings(self) -> dict[str, str]:
         """What makes a row one of this sweep, as columns."""
@@ -96,23 +119,46 @@ class Sweep:
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
 
 
+def whole_lines(file: Path) -> bytes:
+    """What a CSV file holds, without a last line that a killed run left unfinished; nothing where there is no file."""
+    content = file.read_bytes() if file.exists() else b""
+    return content[:content.rfind(b"\n") + 1]
+
+
 def read(file: Path) -> pd.DataFrame:
     """A sweep's CSV; patterns are words, also where all of them look like numbers."""
-    return pd.read_csv(file, dtype={"pattern": str})
+    try:
+        return pd.read_csv(BytesIO(whole_lines(file)), dtype={"pattern": str})
+    except ValueError as error:
+        raise SparselabError(f"{file} is not a whole table: {str(error).strip()}. Mend that line, or move the file away."
+                             ) from error
+
+
+def _read_from(table: pd.DataFrame, column: str, text: str, use: str) -> pd.Series | bool:
+    """Where a table's sha256 is that of a text file; all rows, where there is no such column or file to compare."""
+    if column not in table or text in CORPORA or not Path(text).is_file():
+        return True
+    return table[column] == sha256_of(text, use)
 
 
 def matching(table: pd.DataFrame, key: dict) -> pd.Series:
     """Where a table's rows carry the key, compared as text."""
+    if not {*key} <= {*table}:
+        raise SparselabError(f"this table lacks the columns {', '.join(sorted({*key} - {*table}))}: it is of something "
+                             "else. Choose another file.")
     return (table[list(key)].astype(str) == pd.Series({name: str(value) for name, value in key.items()})).all(axis=1)
 
 
 def append(file: Path, rows: list[dict]) -> None:
-    """Add rows to a CSV file, which must have their columns if it is there."""
-    table = pd.DataFrame(rows)
-    if file.exists() and [*pd.read_csv(file, nrows=0)] != [*table]:
+    """Add rows to a CSV file; if it is there, its columns are kept, and the rows must have them."""
+    table, lines = pd.DataFrame(rows), whole_lines(file)
+    columns = [*pd.read_csv(BytesIO(lines), nrows=0)] if lines else [*table]
+    if not {*columns} <= {*table}:
         raise SparselabError(f"{file} was written with other columns than these rows have. Move it away, or choose another "
                              "file.")
-    table.to_csv(file, mode="a", header=not file.exists(), index=False)
+    if file.exists():
+        os.truncate(file, len(lines))
+    table[columns].to_csv(file, mode="a", header=not lines, index=False)
 
 
 def named_method(name: str, family: str) -> Method:
@@ -134,6 +180,9 @@ def named_method(name: str, family: str) -> Method:
 
 
 def _value(text: str) -> object:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -9,6 +9,7 @@ from .sweep import read
 BASE = "sparsegpt"
 RECORDED = {"opt-mini.csv": "All methods and patterns", "ablation.csv": "What each idea is worth on its own",
             "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family"}
+SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]   # what a table must not mix
 SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
 
 
@@ -32,23 +33,22 @@ def by_text(file: Path) -> list[str]:
     log-perplexity as a share of SparseGPT's."""
     table = read(file)
     return [f"{_caption(rows)}; in brackets the excess log-perplexity over dense as a share of SparseGPT's\n\n{_cells(rows)}"
-            for _, rows in table.groupby("text", sort=False)]
+            for _, rows in table.groupby(SETTING, sort=False)]
 
 
 def by_seed(file: Path) -> str:
-    """Mean, lowest and highest share of SparseGPT's excess over the calibration seeds, by model, text and pattern."""
+    """Mean, lowest and highest share of SparseGPT's excess over the calibration seeds, by setting and pattern."""
     table = read(file)
-    keys = ["model", "text", "pattern", "seed"]
-    excess = table.set_index([*keys, "method"]).excess.unstack("method")
+    keys = [*SETTING, "pattern"]
+    excess = table.groupby([*keys, "seed", "method"], sort=False).excess.mean().unstack("method")
     shares = excess.div(excess[BASE], axis=0).drop(columns=BASE)
     methods = [method for method in table.method.unique() if method in shares]
     lines = ["Excess log-perplexity over dense as a share of SparseGPT's with the same calibration; mean, and lowest to "
              "highest of the seeds", "",
              f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |", "|---" * (len(methods) + 5) + "|"]
-    for (model, text, pattern), rows in shares.groupby(keys[:3], sort=False):
-        first = table[(table.model == model) & (table.text == text)].iloc[0]
+    for (model, calibration, samples, seqlen, text, windows, pattern), rows in shares.groupby(keys, sort=False):
         cells = [_spread(rows[method]) for method in methods]
-        setting = f"{first.samples} x {first.seqlen} of {first.calibration} | {text}, {first.windows} windows"
+        setting = f"{samples} x {seqlen} of {calibration} | {text}, {windows} windows"
         lines.append(f"| {model} | {setting} | {pattern} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

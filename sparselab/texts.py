@@ -112,14 +112,32 @@ def _rows(corpus: str, use: str) -> Sequence[str]:
 
 
 def _read(file: Path) -> list[str]:
-    if file.suffix == ".jsonl":
-        return [json.loads(line)["text"] for line in file.read_text(encoding="utf8").splitlines()]
-    text = file.read_text(encoding="utf8")
+    text = _text(file)
+    if file.suffix == ".jsonl":                     # not splitlines: strings may hold line separators other than \n
+        return [_document(file, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if file.name.startswith("ptb"):
         return [line.strip() for line in text.split("\n") if line.strip()]      # one sentence a line
     if file.name == "wiki_demo.txt":
         return [line for line in text.split("\n") if line.strip()]              # one article a line
     return [text]
+
+
+def _document(file: Path, number: int, line: str) -> str:
+    try:
+        return json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+        raise SparselabError(f'{file}, line {number}, is not a JSON object with a "text". Mend or remove that line.'
+                             ) from None
+
+
+def _text(file: Path) -> str:
+    """A text file, also one that xz has packed."""
+    try:
+        with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf8") as opened:
+            return opened.read()
+    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise SparselabError(f"{file} could not be read as text in UTF-8 ({error}). Convert it, or choose another file."
+                             ) from error
 
 
 def _stream(corpus: "str | Path", use: str) -> str:
@@ -129,8 +147,7 @@ def _stream(corpus: "str | Path", use: str) -> str:
         if not path.is_file():
             raise SparselabError(f"unknown text {str(corpus)!r}.{nearest(str(corpus), CORPORA)} "
                                  "The path of a text file serves too.")
-        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf8") as file:
-            return file.read()
+        return _text(path)
     joiner = CORPORA[corpus].evaluation_joiner if use == "evaluation" else " "
     return joiner.join(_rows(corpus, use))
 
@@ -183,6 +200,8 @@ def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, sampl
 def _documents(tokenizer, rows: Sequence[str], seqlen: int, draw: random.Random, corpus: str) -> Callable[[], LongTensor]:
     """A function that draws documents until one is longer than seqlen; each is tokenised once."""
     seen: dict[int, LongTensor] = {}
+    if not rows:
+        _long_enough(0, seqlen, corpus)
 
     def next_document() -> LongTensor:
         while True:

@@ -5,7 +5,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 
-from .checks import check_ids, check_windows
+from .checks import check_rows
 from .errors import SparselabError
 from .evaluate import token_losses
 from .models import linears_of, model_name
@@ -27,8 +27,7 @@ def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: 
     the masks are those of the moment of the call, applied after each step (so that weight decay and momentum cannot
     revive a weight). batch: windows in a step, drawn anew each time. Returns the losses.
     """
-    check_ids(model, windows, "the training text")
-    check_windows(model, windows.shape[1])
+    check_rows(model, windows, "the training text")
     if steps < 1 or batch < 1 or rate <= 0:
         raise SparselabError(f"finetune(steps={steps}, batch={batch}, rate={rate}): all of them must be positive.")
     masks = {linear.weight: linear.weight != 0 for linear in linears_of(model).values()}

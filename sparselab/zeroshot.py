@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .checks import check_ready
+from .checks import check_finite, check_ready
 from .errors import SparselabError, nearest
 from .evaluate import Perplexity
 from .memory import batch_size, halving
@@ -43,6 +43,10 @@ class Item:
 
     requests: tuple[tuple[str, str], ...]
     gold: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.gold < len(self.requests) or not all(choice.strip() for _, choice in self.requests):
+            raise ValueError("an item without choices, with an empty one, or with a right answer that is none of them")
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,11 @@ def items(name: str, limit: int | None = None, folder: str | Path | None = None)
     """The first so many items of a task (None: all) with lm-eval's prompts."""
     file = task_file(name, folder)
     try:
-        return [TASKS[name].item(row) for row in task_rows(file, limit)]
-    except (KeyError, ValueError, TypeError) as error:
+        found = [TASKS[name].item(row) for row in task_rows(file, limit)]
+        if not found:
+            raise ValueError("it holds no items")
+        return found
+    except (KeyError, ValueError, TypeError, OSError, EOFError) as error:    # the last two: not gzip, or cut off
         raise SparselabError(f"{file} is not written as the task {name} expects ({type(error).__name__}: {error})."
                              ) from error
 
@@ -177,6 +184,7 @@ def loglikelihoods(model: nn.Module, tokenizer: PreTrainedTokenizerBase, request
     with tqdm(total=len(requests), desc="zero-shot", unit="choice", disable=not progress, leave=False) as bar:
         found = halving(lambda size: _pass(model, inputs, wanted, size * len(inputs[0]), bar),
                         batch_size(model, len(inputs[0])))
+    check_finite(model, torch.tensor([value for value, _ in found.values()]), "log-likelihoods")
     return [found[number] for number in range(len(requests))]
 
 

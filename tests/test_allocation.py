@@ -152,7 +152,10 @@ def test_a_method_that_divides_by_itself_takes_no_mapping(windows):
     (lambda model, ids: sl.owl(model, ids, 0.7, threshold=0), "threshold"),
     (lambda model, ids: sl.by_sensitivity(model, ids, 0.3), "outside the levels"),
     (lambda model, ids: sl.by_sensitivity(model, ids, 0.7, levels=(0.9, 0.5)), "from the lowest"),
-    (lambda model, ids: sl.owl(model, ids.float(), 0.7), "LongTensor")])
+    (lambda model, ids: sl.owl(model, ids.float(), 0.7), "LongTensor"),
+    (lambda model, ids: sl.owl(model, ids[0], 0.7), r"must be \[samples, seqlen\]"),
+    (lambda model, ids: sl.owl(model, ids, "2:4"), "a fraction such as 0.5"),
+    (lambda model, ids: sl.by_sensitivity(model, ids, "2:4"), "a fraction such as 0.5")])
 def test_wrong_calls_are_refused(windows, call, words):
     with pytest.raises(sl.SparselabError, match=words):
         call(tiny_opt(), windows)

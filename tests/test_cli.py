@@ -7,7 +7,7 @@ from conftest import ROOT
 
 import sparselab as sl
 from sparselab.__main__ import main
-from sparselab.demo import Setting, compare, figure, markdown
+from sparselab.demo import BEGIN, END, Setting, compare, figure, insert, markdown
 
 SMALL = ["--seqlen", "64", "--windows", "4"]
 
@@ -27,11 +27,40 @@ def test_prune_evaluate_and_reload(tmp_path, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["prune", "--sparsity", "70"], "Did you mean 0.7"), (["prune", "--method", "wnda"], "Did you mean 'wanda'"),
     (["evaluate", "--model", "opt-mimi"], "Did you mean 'opt-mini'"), (["prune", "--layers", "half", *SMALL], "FIRST:END"),
-    (["evaluate", "--text", "wikitex2", *SMALL], "Did you mean 'wikitext2'"), (["prune", "--out", "."], "exists already")])
+    (["evaluate", "--text", "wikitex2", *SMALL], "Did you mean 'wikitext2'"), (["prune", "--out", "."], "exists already"),
+    (["prune", "--out", f"{__file__}/out"], "not a folder"), (["sweep", "--out", f"{__file__}/a.csv"], "not a folder"),
+    (["sweep", "--out", "."], "is a folder"),
+    (["prune", "--layers", "3:3"], "FIRST:END"), (["prune", "--layers", "0:99", *SMALL], "the blocks are 0 to 7"),
+    (["prune", "--sparsity", "2:7", *SMALL], "does not divide"), (["evaluate", "--device", "gpu"], "unknown device"),
+    (["prune", "--stream", "--out", "never", "--samples", "2", "--dtype", "bf16", *SMALL], "Did you mean 'bfloat16'"),
+    (["prune", "--stream", "--out", "never", "--samples", "2", "--device", "gpu", *SMALL], "unknown device"),
+    (["tables", "--folder", "nowhere"], "no table")])
 def test_bad_input_is_one_line_and_status_1(arguments, words, capsys):
     assert main(arguments) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("sparselab: ") and words in error
+    printed = capsys.readouterr()
+    error = printed.err.strip().splitlines()[-1]
+    assert error.startswith("sparselab: ") and words in error and "dense:" not in printed.out    # before any work
+
+
+@pytest.mark.parametrize("arguments", [
+    ["evaluate", "--windows", "0"], ["evaluate", "--windows", "-3"], ["evaluate", "--seqlen", "0"],
+    ["plan", "--samples", "-3"], ["sweep", "--seeds", "a"], ["figure", "sparsity", "--seeds", "a"],
+    ["zeroshot", "--limit", "0"]])
+def test_numbers_that_make_no_sense_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "whole number" in capsys.readouterr().err
+
+
+def test_the_markers_of_a_readme_must_be_there(tmp_path):
+    for text in (None, "no markers", BEGIN.format("readme")):
+        if text:
+            (tmp_path / "README.md").write_text(text)
+        with pytest.raises(sl.SparselabError, match="to put the text between"):
+            insert(tmp_path / "README.md", "a table")
+    (tmp_path / "README.md").write_text(f"a\n{BEGIN.format('readme')}\nold\n{END}\nb\n")
+    insert(tmp_path / "README.md", "new")
+    assert (tmp_path / "README.md").read_text() == f"a\n{BEGIN.format('readme')}\nnew\n{END}\nb\n"
 
 
 def test_doctor_says_what_is_there_and_what_to_do(capsys, monkeypatch, tmp_path):
@@ -60,6 +89,7 @@ def test_a_small_comparison():
     assert (table.log_ratio[1:] != 0).all() and table.writes.str.startswith("The").all()
     text = markdown(table)
     assert text.count("\n") == 6 and "demo, 4 x 64" in text
+    assert "| -0.250 ± 0.010 |" in markdown(table.tail(1).assign(log_ratio=-0.25, log_ratio_stderr=0.01))
     assert len(figure(table, masks, 0.5).axes) == 3
 
 

@@ -66,6 +66,7 @@ def test_paired_ratio_and_pickling():
 @pytest.mark.parametrize("ids, seqlen, words", [
     (torch.arange(4, 20), 32, "at least seqlen=32 tokens"), (torch.zeros(0, dtype=torch.long), 32, "at least"),
     (torch.ones(2, 64, dtype=torch.long), 32, "one row"), (torch.ones(99), 32, "LongTensor"),
+    (torch.ones(99, dtype=torch.int32), 32, r"\.long\(\)"),
     (torch.full((99,), VOCABULARY), 32, "another model's tokenizer"), (torch.ones(99, dtype=torch.long), 1, "2 tokens"),
     (torch.ones(99, dtype=torch.long), CONTEXT + 1, f"Pass seqlen={CONTEXT} or less")])
 def test_bad_input_gets_a_sentence(tiny, ids, seqlen, words):
@@ -73,9 +74,24 @@ def test_bad_input_gets_a_sentence(tiny, ids, seqlen, words):
         sl.perplexity(tiny, ids, seqlen=seqlen)
 
 
-def test_training_mode_is_refused(tiny, text):
+@pytest.mark.parametrize("part", ["", "model"])
+def test_training_mode_is_refused(tiny, text, part):
+    tiny.get_submodule(part).train()
     with pytest.raises(SparselabError, match=r"model.eval"):
-        sl.perplexity(tiny.train(), text, seqlen=32)
+        sl.perplexity(tiny, text, seqlen=32)
+
+
+def test_a_broken_weight_is_a_sentence(tiny, text):
+    next(iter(sl.linears_of(tiny).values())).weight.data[0, 0] = math.nan
+    with pytest.raises(SparselabError, match="9 of 9 windows' losses are not finite"):
+        sl.perplexity(tiny, text, seqlen=32, progress=False)
+    assert math.isnan(Perplexity(torch.tensor([math.nan]), 8))
+
+
+@pytest.mark.parametrize("losses, seqlen", [([1.0], 8), ([1.0, 2.0], 8), ([1.0, 2.0, 3.0], 16)])
+def test_other_windows_cannot_be_compared(losses, seqlen):
+    with pytest.raises(SparselabError, match="on the same windows"):
+        Perplexity(torch.tensor([1.0, 2.0, 3.0]), 8).ratio(Perplexity(torch.tensor(losses), seqlen))
 
 
 def test_known_dense_perplexities_carry_their_protocol():
@@ -91,3 +107,5 @@ def test_writing_is_greedy_and_repeatable():
     for _ in range(8):
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
     assert text == tokenizer.decode(ids[0], skip_special_tokens=True)
+    with pytest.raises(SparselabError, match="fit the 256 positions"):
+        sl.write(model, tokenizer, "The old man " * 80)

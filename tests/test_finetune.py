@@ -51,5 +51,7 @@ def test_the_same_seed_gives_the_same_weights(windows):
 def test_wrong_settings_are_refused(windows):
     with pytest.raises(sl.SparselabError, match="positive"):
         sl.finetune(TINY["opt"](), windows, steps=0)
+    with pytest.raises(sl.SparselabError, match=r"must be \[samples, seqlen\]"):
+        sl.finetune(TINY["opt"](), windows[0])
     with pytest.raises(sl.SparselabError, match="float16"):
         sl.finetune(TINY["opt"]().half(), windows, steps=1)

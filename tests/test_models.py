@@ -40,6 +40,19 @@ def test_smollm2_is_a_llama_with_grouped_queries():
     assert "Paris" in sl.write(model, tokenizer, "Question: What is the capital of France? Answer:", tokens=12)
 
 
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(_, folder):
+        (folder / "half").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "SMOLLM2", tmp_path / "smollm2-135m")
+    monkeypatch.setattr(models, "smollm2_package", lambda: tmp_path / "file.gguf")
+    monkeypatch.setattr(models, "_dequantise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        models.smollm2_folder()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_local_folder(folder):
     model, tokenizer = sl.load(folder)
     assert sl.family_of(model).name == "LLaMA" and len(tokenizer) == 4096
@@ -104,9 +117,10 @@ def test_a_folder_without_tokenizer_or_config_is_a_sentence(tmp_path):
 def test_unknown_dtype_and_absent_gpu():
     with pytest.raises(SparselabError, match="Did you mean 'float16'"):
         sl.load("opt-mini", dtype="flat16")
-    if not torch.cuda.is_available():
-        with pytest.raises(SparselabError, match="no GPU"):
-            sl.load("opt-mini", device="cuda")
+    with pytest.raises(SparselabError, match="unknown device 'gpu'"):
+        sl.load("opt-mini", device="gpu")
+    with pytest.raises(SparselabError, match="torch sees .* GPU here"):
+        sl.load("opt-mini", device="cuda:99" if torch.cuda.is_available() else "cuda")
 
 
 def test_linears_are_named_as_in_the_model():
@@ -139,3 +153,10 @@ def test_online_respects_the_environment(monkeypatch):
     for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(key, raising=False)
     assert not models.online()
+
+
+def test_a_folder_may_be_named_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, _ = sl.load("opt-mini")
+    sl.save(model, sl.Report({}), "~/mine")
+    assert (tmp_path / "mine").is_dir() and sl.load("~/mine")[0].config.hidden_size == model.config.hidden_size

@@ -15,6 +15,12 @@ def test_wrong_sparsity_gets_a_sentence(spec, words):
         Pattern.parse(spec)
 
 
+@pytest.mark.parametrize("numbers", [(1.5,), (-0.1,), (float("nan"),), (0.5, 4, 4), (0.5, 2)])
+def test_a_pattern_must_make_sense(numbers):
+    with pytest.raises(SparselabError, match="between 0 and 1"):
+        Pattern(*numbers)
+
+
 @pytest.mark.parametrize("spec, text", [(0.7, "0.7"), ("0.7", "0.7"), ("2:4", "2:4 = 50 % zeros"),
                                         ("3:4", "3:4 = 75 % zeros"), (" 4 : 8 ", "4:8 = 50 % zeros")])
 def test_pattern_says_what_it_is(spec, text):

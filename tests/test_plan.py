@@ -71,6 +71,15 @@ def test_dry_run_leaves_the_model_as_it_was(family, method, windows):
     assert report.seconds["total"] == pytest.approx(sum(v for k, v in report.seconds.items() if k != "total"))
 
 
-def test_wrong_names_are_refused():
-    with pytest.raises(sl.SparselabError, match="unknown model"):
-        sl.plan("opt-minni", "wanda", measure=False)
+@pytest.mark.parametrize("given, words", [
+    ({"model": "opt-minni"}, "unknown model"), ({"device": "gpu"}, "unknown device 'gpu'"),
+    ({"device": "meta"}, "'cpu' or 'cuda'"), ({"samples": -3}, "samples=-3"),
+    ({"seqlen": 0}, "seqlen=0"), ({"offload": "auto"}, "when the run begins")])
+def test_what_cannot_be_planned_is_refused(given, words):
+    with pytest.raises(sl.SparselabError, match=words):
+        sl.plan(**{"model": "opt-mini", "method": "wanda", "measure": False, **given})
+
+
+def test_a_plan_for_a_model_in_memory():
+    model = TINY["opt"]()
+    assert sl.plan(model, "wanda", 4, 32, measure=False).bytes == sl.plan(model.config, "wanda", 4, 32, measure=False).bytes

@@ -6,7 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 from conftest import tiny_opt
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import sparselab as sl
 from sparselab import Report, SparselabError
@@ -57,6 +57,29 @@ def test_the_tokenizer_of_load_is_saved_along(tmp_path):
     model, _ = sl.load("opt-mini")
     sl.save(model, Report({}), tmp_path / "out")
     assert len(sl.load(tmp_path / "out")[1]) == 4096
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_belongs_to_a_model_is_saved_along(tmp_path, packed):
+    """The ends of a chat model's answers, and its tokenizer's limit, which `load` lifts."""
+    model, tokenizer = sl.load("opt-mini")
+    lifted = tokenizer.model_max_length
+    model.generation_config.eos_token_id = [2, 7, 9]
+    folder = sl.save(model, Report({}), tmp_path / "out", packed=packed)
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 7, 9]
+    assert sl.load(folder)[0].generation_config.eos_token_id == [2, 7, 9]
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == 256 < tokenizer.model_max_length == lifted
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_or_link_is_replaced_without_leftovers(pruned, tmp_path, kind):
+    (tmp_path / "there").write_text("")
+    if kind == "link":
+        (tmp_path / "out").symlink_to(tmp_path / "there")
+    else:
+        (tmp_path / "out").write_text("")
+    sl.save(*pruned, tmp_path / "out", overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "there"]
 
 
 def test_an_existing_folder_is_not_overwritten_unasked(pruned, tmp_path):

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_llama, tiny_opt
+from conftest import tiny_llama, tiny_opt, tiny_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sparselab as sl
 from sparselab import streaming
@@ -20,17 +20,12 @@ from sparselab.memory import Shelf
 FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
 
 
-def tokenizer():
-    from tokenizers import Tokenizer, models
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
-
-
 @pytest.fixture(params=FAMILIES)
 def folder(request, tmp_path):
     """A tiny model of four blocks in several shards."""
     model = FAMILIES[request.param](num_hidden_layers=4)
     model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
-    tokenizer().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / INDEX).exists()
     return tmp_path / "model"
 
@@ -80,7 +75,7 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     """And is in memory of its own: float16 takes half the room until its turn comes."""
     model, _ = sl.load(folder, dtype=torch.float16)
     model.save_pretrained(tmp_path / "half")
-    tokenizer().save_pretrained(tmp_path / "half")
+    tiny_tokenizer().save_pretrained(tmp_path / "half")
     source = streaming.Streamed(tmp_path / "half", None, torch.float32, torch.device("cpu"))
     block, ahead = source.load(0), source.ahead[1].result()
     assert {p.dtype for p in block.parameters()} == {torch.float32} and {p.dtype for p in ahead.values()} == {torch.float16}
@@ -95,7 +90,7 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
 def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows):
     model = tiny_llama(tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
     source = streaming.Streamed(tmp_path / "model", None, None, torch.device("cpu"))
     assert source.model.lm_head.weight.is_meta and not source.model.get_input_embeddings().weight.is_meta
     source.abandon()
@@ -107,11 +102,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsellm"])
-@pytest.mark.parametrize("place", [0, 2, 4])
-def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monkeypatch, method, place):
-    expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
-    call = dict(method=method, sparsity=0.5, out=tmp_path / "out", progress=False)
+def break_off(monkeypatch, place, folder, windows, **call):
+    """A run that dies before its manifest names so many blocks; the settings that make it go on."""
+    call = {"method": "wanda", "sparsity": 0.5, "out": folder.with_name("out"), "progress": False, **call}
     write = streaming.write_json
 
     def dies(file, content):
@@ -122,7 +115,14 @@ def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(streaming, "write_json", dies)
         sl.prune(folder, windows, **call)
-    report = sl.prune(folder, windows, **call)
+    return call
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsellm"])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monkeypatch, method, place):
+    expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
+    report = sl.prune(folder, windows, **break_off(monkeypatch, place, folder, windows, method=method))
     same(weights(tmp_path / "out"), expected)
     assert [row.name for row in report.rows] == [row.name for row in whole.rows]
     assert len(report.epochs) == len(whole.epochs)
@@ -132,20 +132,10 @@ def test_an_allocation_is_streamed_resumed_and_not_mixed_up(folder, windows, tmp
     blocks = len(sl.blocks_of(sl.load(folder)[0]))
     shares = {block: 0.4 + 0.1 * (block % 3) for block in range(blocks)}
     expected, whole = in_memory(folder, windows, method="wanda", sparsity=shares)
-    call = dict(method="wanda", out=tmp_path / "out", progress=False)
-    write = streaming.write_json
-
-    def dies(file, content):
-        if len(content.get("blocks", [])) == 2:
-            raise Killed
-        write(file, content)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(streaming, "write_json", dies)
-        sl.prune(folder, windows, sparsity=shares, **call)
+    call = break_off(monkeypatch, 2, folder, windows, sparsity=shares)
     with pytest.raises(sl.SparselabError, match="shares"):                   # the same mean and extremes, other blocks
-        sl.prune(folder, windows, sparsity={**shares, 0: shares[1], 1: shares[0]}, **call)
-    report = sl.prune(folder, windows, sparsity=shares, **call)
+        sl.prune(folder, windows, **{**call, "sparsity": {**shares, 0: shares[1], 1: shares[0]}})
+    report = sl.prune(folder, windows, **call)
     same(weights(tmp_path / "out"), expected)
     assert report.settings["shares"] == whole.settings["shares"] and "allocated" in report.title()
 
@@ -162,7 +152,7 @@ def test_killed_by_the_system(tmp_path, windows):
     """kill -9 at moments spread over the run; twenty of them on a larger model: bench/kills.py."""
     folder = tmp_path / "model"
     tiny_llama(num_hidden_layers=24).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     torch.set_num_threads(1)
     expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
     kills = 0
@@ -186,11 +176,113 @@ def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(streaming.Streamed, "close", stop)
         sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
-    for change in ({"sparsity": 0.6}, {"method": "magnitude"}, {"layers": [0]}):
+    for change in ({"sparsity": 0.6}, {"sparsity": 0.50001}, {"method": "magnitude"}, {"layers": [0]}):
         with pytest.raises(sl.SparselabError, match="broken run with"):
             sl.prune(folder, windows, **{"method": "wanda", "sparsity": 0.5, **change}, out=tmp_path / "out", progress=False)
     with pytest.raises(sl.SparselabError, match="calibration"):
         sl.prune(folder, windows.flip(0), method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+
+
+def test_a_broken_run_goes_on_with_the_same_bits_in_other_memory(folder, windows, monkeypatch):
+    expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
+    call = break_off(monkeypatch, 2, folder, windows, method="sparsegpt")
+    monkeypatch.setattr("sparselab.memory.free_bytes", lambda _: 0)          # a window at a time, if it were a new run
+    sl.prune(folder, windows, **call)
+    same(weights(folder.with_name("out")), expected)
+
+
+@pytest.mark.parametrize("event", ["another folder appears", "killed"])
+def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, monkeypatch, event):
+    call = {"method": "wanda", "sparsity": 0.5, "out": tmp_path / "out", "progress": False}
+    complete = streaming.Streamed._complete
+
+    def another(self, report):                                               # while the run goes on
+        call["out"].mkdir()
+        (call["out"] / "log").write_text("")
+        complete(self, report)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises((Killed, sl.SparselabError), match="appeared|^$"):
+        if event == "killed":
+            patch.setattr(streaming.Path, "rename", killed)
+        else:
+            patch.setattr(streaming.Streamed, "_complete", another)
+        sl.prune(folder, windows, **call)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    monkeypatch.setattr(sl.Wanda, "prune_matrices", killed)                  # nothing is pruned anew
+    sl.prune(folder, windows, **call)
+    assert not (tmp_path / "out.part").exists() and not (tmp_path / "out" / streaming.MANIFEST).exists()
+    assert len(sl.blocks_of(sl.load(tmp_path / "out")[0])) == 4
+
+
+def test_a_folder_of_others_is_left_alone(folder, windows, tmp_path):
+    part = tmp_path / "out.part"
+    part.mkdir()
+    (part / "thesis.txt").write_text("precious")
+    refused(folder, windows, tmp_path, "holds thesis.txt")
+    assert (part / "thesis.txt").read_text() == "precious"
+    (part / "thesis.txt").rename(part / "model-00001-of-00005.safetensors")  # a run killed before its first manifest
+    sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])
+def test_another_model_under_the_same_name_is_refused(folder, windows, tmp_path, monkeypatch, changed):
+    call = break_off(monkeypatch, 2, folder, windows)
+    if changed == "config.json":
+        content = json.loads((folder / changed).read_text())
+        (folder / changed).write_text(json.dumps({**content, "bos_token_id": 5}))
+    else:
+        file = sorted(folder.glob("*.safetensors"))[-1]
+        save_file({key: 1.5 * value for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    refused(folder, windows, tmp_path, "broken run with weights", **call)
+
+
+def test_another_path_to_the_same_model_goes_on(folder, windows, tmp_path, monkeypatch):
+    call = break_off(monkeypatch, 2, folder, windows)
+    monkeypatch.chdir(tmp_path)
+    assert len(sl.prune("model/", windows, **call).rows) == 4 * len(sl.linears_of(sl.load(folder)[0], [0]))
+
+
+def test_the_exact_sparsity_is_compared(windows):
+    settings = {"model": "m", "method": "wanda", "pattern": "0.5", "layers": [0], "dtype": "float32", "device": "cpu",
+                "versions": {}, "modules": [], "samples": 6, "seqlen": 16}
+    prints = [streaming.fingerprint({**settings, "sparsity": sparsity}, windows) for sparsity in (0.50001, 0.50004)]
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"settings": {'])
+def test_a_broken_manifest_is_named(folder, windows, tmp_path, monkeypatch, content):
+    call = break_off(monkeypatch, 2, folder, windows)
+    (tmp_path / "out.part" / streaming.MANIFEST).write_text(content)
+    refused(folder, windows, tmp_path, "manifest.json is broken .* Delete", **call)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("damage", ["missing", "cut", "another"])
+def test_a_broken_shard_of_the_result_is_found_when_going_on(folder, windows, tmp_path, monkeypatch, number, damage):
+    call = break_off(monkeypatch, 2, folder, windows)
+    file = tmp_path / "out.part" / f"model-{number:05d}-of-00005.safetensors"
+    if damage == "another":
+        shutil.copy(file.with_name("model-00003-of-00005.safetensors"), file)
+    else:
+        content = file.read_bytes()
+        file.unlink()
+        if damage == "cut":
+            file.write_bytes(content[:-50])
+    refused(folder, windows, tmp_path, f"{file.name} is broken .* Delete", **call)
+
+
+def test_what_belongs_to_a_model_is_written_along(windows, tmp_path):
+    """The ends of a chat model's answers, and its tokenizer's limit, which `load` lifts."""
+    model, words = tiny_llama(), tiny_tokenizer()
+    model.generation_config.eos_token_id, words.model_max_length = [2, 7, 9], 64
+    model.save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    sl.prune(tmp_path / "model", windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [2, 7, 9]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 64
 
 
 def refused(folder, windows, tmp_path, words, **options):
@@ -217,6 +309,23 @@ def test_wrong_index(folder, windows, tmp_path):
     content["weight_map"][key] = files[1]
     (folder / INDEX).write_text(json.dumps(content))
     refused(folder, windows, tmp_path, "and it is not")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"weight_map": []}'])
+def test_broken_index(folder, windows, tmp_path, content):
+    (folder / INDEX).write_text(content)
+    refused(folder, windows, tmp_path, "index.json is broken")
+
+
+def test_no_tokenizer(folder, windows, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    refused(folder, windows, tmp_path, "the tokenizer's files")
+
+
+def test_packed(folder, windows, tmp_path):
+    model, _ = sl.load(folder)
+    sl.save(model, sl.Report({}), tmp_path / "packed", packed=True)
+    refused(tmp_path / "packed", windows, tmp_path, "is packed")
 
 
 def test_missing_tensor(folder, windows, tmp_path):
@@ -280,7 +389,7 @@ def test_prefix_left_out(tmp_path, windows):
     folder = tmp_path / "model"
     model = tiny_opt()
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     content = {key.removeprefix("model."): value for key, value in load_file(folder / "model.safetensors").items()}
     save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
     expected = dict(tiny_opt().state_dict())

@@ -30,6 +30,15 @@ def test_seeds_are_compared_one_by_one(folder):
     assert "| opt-mini | 2 x 32 of demo | demo, 2 windows | 0.7 | 2 | 0.35 (0.20 to 0.50) |" in lines
 
 
+def test_settings_are_not_mixed(folder):
+    for name in ("opt-mini.csv", "seeds.csv"):
+        table = pd.read_csv(folder / name)
+        pd.concat([table, table.assign(samples=32, perplexity=99.0, excess=9.0)]).to_csv(folder / name, index=False)
+    test_cells_hold_means_shares_and_the_lowest(folder)
+    test_seeds_are_compared_one_by_one(folder)
+    assert len(by_text(folder / "opt-mini.csv")) == 4 and "| 32 x 32 of demo |" in by_seed(folder / "seeds.csv")
+
+
 def test_a_page_of_one_text_each_and_of_all(folder):
     first = page(folder, texts=1)
     assert "on ptb" in page(folder) and "on ptb" not in first

@@ -86,6 +86,26 @@ def test_an_empty_text_is_a_sentence(tokenizer, folder):
         sl.calibration(tokenizer, "ptb", samples=0, seqlen=16)
 
 
+def test_strange_line_separators_do_not_break_documents(tokenizer, folder):
+    """U+2028 and U+0085 may stand inside a JSON string; blank lines are no documents."""
+    rows = ["one\u2028two", "three\x85four", "five"]
+    lines = [json.dumps({"text": row}, ensure_ascii=False) for row in rows]
+    (folder / "c4-train.jsonl").write_text("\n\n".join(lines) + "\n", encoding="utf8")
+    assert texts._rows("c4", "calibration") == rows
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("c4-train.jsonl", b'{"text": "a"}\n{"tex', "line 2, is not a JSON"), ("c4-train.jsonl", b'{"a": 1}', "line 1, is not"),
+    ("c4-train.jsonl", b'["\xe9"]', "UTF-8"), ("c4-train.jsonl", b"", "too short"),
+    ("wikitext2-raw-train.txt", b"\xe9", "UTF-8"),
+    ("a.txt", b"caf\xe9", "UTF-8"), ("a.txt.xz", b"not xz", "could not be read")])
+def test_a_broken_file_is_a_sentence(tokenizer, folder, name, content, words):
+    (folder / name).write_bytes(content)
+    corpus = {"c4": "c4", "wi": "wikitext2"}.get(name[:2], folder / name)
+    with pytest.raises(SparselabError, match=words):
+        sl.calibration(tokenizer, corpus, samples=1, seqlen=16)
+
+
 def test_unknown_and_absent_texts_get_a_sentence(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

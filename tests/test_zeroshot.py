@@ -119,6 +119,23 @@ def test_what_is_missing_gets_a_sentence(folder, mini, monkeypatch):
         items("boolq", None, folder)
 
 
+@pytest.mark.parametrize("task, content", [
+    ("piqa", b""), ("piqa", b'{"query": "q", "choices": ["", "b"], "gold": 1}'), ("piqa", b'{"query": "caf\xe9"}'),
+    ("piqa", b'{"query": "q", "choices": [], "gold": 0}'), ("piqa", b'{"query": "q", "choices": ["a", "b"], "gold": 2}'),
+    ("hellaswag", b"not gzip"), ("hellaswag", gzip.compress(b"a\n0\n")[:-4])])
+def test_a_broken_file_is_a_sentence(folder, mini, task, content):
+    (folder / TASKS[task].file).write_bytes(content)
+    with pytest.raises(SparselabError, match=f"not written as the task {task} expects"):
+        sl.zeroshot(*mini, [task], folder=folder, progress=False)
+
+
+def test_a_broken_weight_is_a_sentence(folder):
+    model, tokenizer = sl.load("opt-mini")
+    next(iter(sl.linears_of(model).values())).weight.data[0, 0] = math.nan
+    with pytest.raises(SparselabError, match="log-likelihoods are not finite"):
+        sl.zeroshot(model, tokenizer, ["piqa"], folder=folder, progress=False)
+
+
 def test_what_does_not_fit_the_model_gets_a_sentence(mini):
     tokenizer, small = mini[1], tiny_opt(vocab_size=4096)
     with pytest.raises(SparselabError, match="fit the 64 positions"):
