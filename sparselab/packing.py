@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from .errors import SparselabError
 
@@ -76,7 +77,7 @@ def read_packed(folder: Path, config: PretrainedConfig, dtype: torch.dtype | str
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if unexpected or {*missing} & {*stored_tensors(model)}:
         raise SparselabError(f"{folder / PACKED} does not belong to the config.json beside it.")
-    if (folder / "generation_config.json").exists():
+    if (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 

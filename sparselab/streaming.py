@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor, nn
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from . import ranks
 from .checkpoint import INDEX, Checkpoint, load_header
@@ -20,7 +21,6 @@ from .packing import stored_tensors
 from .report import REPORT_FILE, MatrixRow, Report, is_disk_full, write_json
 
 MANIFEST = "sparselab-manifest.json"
-GENERATION = "generation_config.json"       # how a chat model ends its answers
 
 
 class Resident:
@@ -222,8 +222,8 @@ class Streamed:
             self.model.config.dtype = str(next(iter(self.outside.values())).dtype).removeprefix("torch.")
             self.model.config.save_pretrained(self.part)
             write_tokenizer(tokenizer_of(self.model), self.part)
-        if (self.checkpoint.folder / GENERATION).exists():
-            shutil.copy(self.checkpoint.folder / GENERATION, self.part)
+        if (self.checkpoint.folder / GENERATION_CONFIG_NAME).exists():
+            shutil.copy(self.checkpoint.folder / GENERATION_CONFIG_NAME, self.part)
         report.save(self.part / REPORT_FILE)
         write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
         if self.out.exists():

@@ -51,12 +51,12 @@ class Sweep:
         missing = {job: texts for job in jobs if (texts := self._missing(there, job))}
         if missing:
             self._add(file, missing, progress)
-        return self.mine(file)
+        return self.mine(file) if missing else there
 
     def _add(self, file: Path, missing: dict[tuple[int, str, str], set[str]], progress: bool) -> None:
         """Prune by job, and add a row for each of its texts."""
         model, tokenizer = load(self.model)
-        texts = {Path(text).name: tokens(tokenizer, text)[:self.windows * self.seqlen] for text in self.texts}
+        texts = {name_of(text): tokens(tokenizer, text)[:self.windows * self.seqlen] for text in self.texts}
         weights = dense_weights(model)
         dense = {text: perplexity(model, ids, seqlen=self.seqlen, progress=False) for text, ids in texts.items()}
         drawn = {}
@@ -78,9 +78,12 @@ class Sweep:
 
     def more(self, model: nn.Module, report: Report, text: str) -> dict:
         """Columns beyond `row`'s, which tables written earlier lack; they can be gone on with (see `append`)."""
-        path = next(path for path in self.texts if Path(path).name == text)
-        return {"window_limit": self.windows, "text_sha256": sha256_of(path, "evaluation"),
+        return {"window_limit": self.windows, "text_sha256": sha256_of(self.path_of(text), "evaluation"),
                 "calibration_sha256": sha256_of(self.corpus, "calibration")}
+
+    def path_of(self, text: str) -> str:
+        """The text that is called so in the table."""
+        return next(path for path in self.texts if name_of(path) == text)
 
     def mine(self, file: Path) -> pd.DataFrame:
         """The rows of a CSV file that are of this sweep: its settings, windows and texts; none where there is no file."""
@@ -90,20 +93,20 @@ class Sweep:
         limit = "window_limit" if "window_limit" in table else "windows"     # all that earlier tables say of it
         same = matching(table, {**self.settings(), limit: self.windows})
         same &= _read_from(table, "calibration_sha256", self.corpus, "calibration")
-        texts = [(table.text == Path(text).name) & _read_from(table, "text_sha256", text, "evaluation")
+        texts = [(table.text == name_of(text)) & _read_from(table, "text_sha256", text, "evaluation")
                  for text in self.texts]
         return table[same & pd.concat(texts, axis=1).any(axis=1)]
 
     def _missing(self, there: pd.DataFrame, job: tuple[int, str, str]) -> set[str]:
         """The texts of which the rows that are there hold nothing for a job."""
-        names = {Path(text).name for text in self.texts}
+        names = {*map(name_of, self.texts)}
         if there.empty:
             return names
         return names - {*there[matching(there, dict(zip(("seed", "pattern", "method"), job, strict=True)))].text}
 
     def settings(self) -> dict[str, str]:
         """What makes a row one of this sweep, as columns."""
-        return {"model": self.model, "calibration": Path(self.corpus).name, "samples": str(self.samples),
+        return {"model": self.model, "calibration": name_of(self.corpus), "samples": str(self.samples),
                 "seqlen": str(self.seqlen)}
 
     def row(self, seed: int, pattern: str, name: str, report: Report, text: str, dense: Perplexity, ppl: Perplexity) -> dict:
@@ -117,6 +120,11 @@ class Sweep:
                 "dtype": report.settings["dtype"], "device": report.settings["device"], "machine": platform.machine(),
                 "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(),
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
+
+
+def name_of(text: str) -> str:
+    """What a text is called in tables."""
+    return Path(text).name
 
 
 def whole_lines(file: Path) -> bytes:

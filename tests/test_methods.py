@@ -1,4 +1,6 @@
 """One suite for all methods and patterns; then what is particular to each."""
+from dataclasses import dataclass
+
 import pytest
 import torch
 from conftest import correlated
@@ -196,3 +198,11 @@ def test_global_threshold_is_exact_and_lets_matrices_compete(sparsity, dtype):
 def test_wrong_hyper_parameters_get_a_sentence(make, words):
     with pytest.raises(SparselabError, match=words):
         make()
+
+
+def test_a_method_of_ones_own_may_have_words():
+    @dataclass(frozen=True)
+    class Own(sl.Wanda):
+        mode: str | None = None
+
+    assert str(Own(mode="late")) == "wanda(per=row, mode=late)" and Own().mode is None

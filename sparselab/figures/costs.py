@@ -16,10 +16,10 @@ from ..memory import peak_bytes, reset_peak
 from ..models import family_of, load, tokenizer_of
 from ..patterns import Pattern
 from ..report import Report
-from ..sweep import named_method
+from ..sweep import name_of, named_method
 from ..texts import calibration, tokens
 from ..training import finetune
-from .protocol import Profile, name_of, resumed, title_of
+from .protocol import Profile, resumed, title_of
 
 GLOBAL = "global"               # magnitude's masks over all matrices, then the model's loss itself, by backward passes
 COSTS = (GLOBAL, "magnitude", "wanda", "sparsegpt", "sparsellm:published", "sparsellm")

@@ -14,7 +14,7 @@ from ..models import revision, tokenizer_of
 from ..packing import sizes
 from ..patterns import Pattern
 from ..report import Report
-from ..sweep import METHODS, PATTERNS, Sweep, append, matching, read
+from ..sweep import METHODS, PATTERNS, Sweep, append, matching, name_of, read
 from ..texts import sha256_of, tokens
 
 LOOP = "sparsellm:epochs={};keep_best=False"
@@ -78,11 +78,10 @@ class Recorded(Sweep):
 
     def more(self, model: nn.Module, report: Report, text: str) -> dict:
         """What a row has beside the sweep's own columns; bytes are those of the tensors on disk."""
-        path = next(path for path in self.texts if name_of(path) == text)
         dense, packed = sizes(model)
         kinds = report.frame().groupby("kind", sort=False).sparsity.mean()
-        return {"text_windows": _token_count(tokenizer_of(model), path) // self.seqlen,
-                "text_sha256": sha256_of(path, "evaluation"), "calibration_sha256": sha256_of(self.corpus, "calibration"),
+        return {"text_windows": _token_count(tokenizer_of(model), self.path_of(text)) // self.seqlen,
+                **super().more(model, report, text),
                 "revision": revision(model), "asked": Pattern.parse(report.settings["pattern"].split(" ")[0]).sparsity,
                 "reached": ";".join(f"{kind}={share:.4f}" for kind, share in kinds.items()),
                 "dense_bytes": dense, "packed_bytes": packed}
@@ -93,18 +92,12 @@ class Recorded(Sweep):
         file.parent.mkdir(parents=True, exist_ok=True)
         methods, patterns, seeds = list(methods), list(patterns), list(seeds)
         table = self.run(file, methods, patterns, seeds, progress=progress)
-        mine = matching(table, self.settings()) & table.text.isin([*map(name_of, self.texts)])
-        return table[mine & table.method.isin(methods) & table.pattern.isin(patterns) & table.seed.isin(seeds)]
+        return table[table.method.isin(methods) & table.pattern.isin(patterns) & table.seed.isin(seeds)]
 
 
 @lru_cache
 def _token_count(tokenizer, text: str) -> int:
     return len(tokens(tokenizer, text))
-
-
-def name_of(text: str) -> str:
-    """What a text is called in tables."""
-    return Path(text).name
 
 
 def resumed(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool) -> pd.DataFrame:
@@ -119,7 +112,7 @@ def resumed(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], pr
 
 def base(profile: Profile) -> dict:
     """What every row of a profile has."""
-    return {"model": profile.model, "calibration": Path(profile.corpus).name, "samples": profile.samples,
+    return {"model": profile.model, "calibration": name_of(profile.corpus), "samples": profile.samples,
             "seqlen": profile.seqlen}
 
 

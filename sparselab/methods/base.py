@@ -76,10 +76,11 @@ class Method:
 
     def __post_init__(self):
         for each in fields(self):
-            value, word = getattr(self, each.name), isinstance(each.default, str)
-            if isinstance(value, str) != word or (isinstance(each.default, bool) and not isinstance(value, bool)):
+            value, kind = getattr(self, each.name), type(each.default)
+            strict = kind in (str, bool)                                     # the word 'false' would count as true
+            if not isinstance(value, kind) if strict else isinstance(value, str) and "str" not in str(each.type):
                 raise SparselabError(f"{type(self).__name__}({each.name}={value!r}) makes no sense: it is something like "
-                                     f"{each.default!r}.")                   # the word 'false' would count as true
+                                     f"{each.default!r}.")
         if self.targets not in TARGETS:
             raise SparselabError(f"targets={self.targets!r}: the targets are 'dense-block' (the linear's own dense "
                                  "outputs), 'dense-model' (those in the whole dense model) or 'dense-stream' (what the "
