@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p sparselab.testing.nbval_plugin
 
-.PHONY: setup demo lab test bench lint doctor notebooks readme tables zeroshot figures students html clean
+.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures students html clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -24,10 +24,16 @@ demo: setup
 lab: setup
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-# Two processes of one thread each: the tests are many and small, and two cores are what a laptop has.
+# Two processes of one thread each (OMP_NUM_THREADS=2: two): the tests are many and small, and two cores are what a
+# laptop has. ATEN_CPU_CAPABILITY=default or avx2 plays another processor.
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks -q -n 2 --dist loadscope $(NBVAL)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest notebooks -q -n 2 --dist loadscope $(NBVAL)
+
+# The notebooks under every instruction set that the processor has, with one thread and with two; the table says how far
+# each cell's numbers move. An hour and a half on two cores; broken off, it goes on.
+test-machines: setup
+	OMP_WAIT_POLICY=passive $(BIN)/python -m sparselab.testing.machines --table bench/machines.md
 
 bench: setup
 	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The sweeps behind the README's tables and notebook 09; broken off, they go on. Called by `make tables`, three hours on two
-# cores. SPARSELAB_DATA names the folder with the books, WikiText-2 and PTB.
+# cores. SPARSELAB_DATA names the folder with the books, WikiText-2 and PTB; `python -m sparselab books --out FOLDER` makes
+# the books anew.
 set -euo pipefail
 cd "$(dirname "$0")"
 : "${SPARSELAB_DATA:?set SPARSELAB_DATA to the folder with books-train.txt.xz, wikitext2 and ptb files}"
@@ -17,6 +18,14 @@ sparsegpt:targets=dense-stream;refit=True,admm,admm:targets=dense-stream,admm:ta
 sparsellm:ridge=0.01,sparsellm:refit=False,sparsellm:epochs=4;tolerance=0,sparsellm:targets=dense-model"
 sweep --samples 8 --windows 32 --sparsities 0.7 --out few-tokens.csv \
   --methods "sparsegpt,admm,sparsellm,sparsellm:ridge=0.01,sparsellm:ridge=0.001"
+
+# Verdicts on the published methods, three calibration seeds: the paper's mathematics, the code as released, repaired; one
+# change at a time; and DSnoT's published switches, together and one by one.
+sweep $BOOKS --texts "$HELDOUT,wikitext2,demo" --sparsities 0.7,0.8 --seeds 0,1,2 --out published.csv \
+  --methods "sparsegpt,sparsellm:paper,sparsellm:published,sparsellm:repaired"
+python published_loop.py --out published_loop.csv
+sweep $BOOKS --texts "$HELDOUT,wikitext2,demo" --sparsities 0.6,0.7 --seeds 0,1,2 --out dsnot.csv \
+  --methods "wanda,dsnot:published,dsnot:wanda,dsnot:same_sign=False,dsnot:skip_ffn=True"
 
 # The LLaMA family.
 sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7 --methods sparsegpt,sparsellm,wanda --out smollm2.csv

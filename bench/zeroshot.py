@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 import sparselab as sl
+from sparselab.files import DISTRIBUTION
 from sparselab.models import family_of
 from sparselab.sweep import append, matching, named_method, read
 from sparselab.zeroshot import TASKS, answers, task_file
@@ -67,7 +68,8 @@ def measure(name: str, samples: int, seqlen: int, method: str, pattern: str, *, 
             "seconds": round(time.perf_counter() - started, 1), "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type, "machine": platform.machine(), "threads": torch.get_num_threads(),
             "date": datetime.date.today().isoformat(),
-            **{f"{package}_version": version(package) for package in ("sparselab", "torch", "transformers")}}])
+            "sparselab_version": version(DISTRIBUTION),
+            **{f"{package}_version": version(package) for package in ("torch", "transformers")}}])
 
 
 def verdicts(right: pd.Series) -> str:

@@ -62,13 +62,21 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "prune the embedded models by three methods; table and figure")
     demo.add_argument("--out", type=Path, default=Path("build/demo"))
-    demo.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
+    only = demo.add_mutually_exclusive_group()
+    only.add_argument("--readme", type=Path, help="put the table between the markers of this file too")
+    only.add_argument("--quick", action="store_true", help="opt-mini only and an eighth of the windows: half a minute, and "
+                      "larger errors")
     students = _command(commands, "students", _students, "write the students' edition of the notebooks: no solutions")
     students.add_argument("--out", type=Path, default=Path("build/students"))
+    students.add_argument("--notebooks", type=Path, help="their folder; default: that of the checkout")
     tables = _command(commands, "tables", _tables, "the results of recorded sweeps as tables.md in their folder")
     tables.add_argument("--folder", type=Path, default=Path("bench"), help="where the sweeps' CSV files are")
     tables.add_argument("--readme", type=Path, help="put the main ones between the markers of this file too")
-    _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into data/cache")
+    _command(commands, "fetch", _fetch, "bring the demo texts and smollm2-135m into the cache: the folder that "
+             "SPARSELAB_CACHE names, else data/cache of a checkout, else the user's cache folder")
+    books = _command(commands, "books", _books, "download the books that opt-mini has read and those held out, for the "
+                     "sweeps behind the README's tables")
+    books.add_argument("--out", type=Path, required=True, help="the folder that SPARSELAB_DATA will name")
     _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
     return parser
 
@@ -116,7 +124,8 @@ def _figure_command(commands) -> None:
                        ("windows", "evaluation windows"), ("epochs", "of SparseLLM's loop")):
         figure.add_argument(f"--{name}", type=_count, help=text)
     figure.add_argument("--block", type=int, help="of convergence")
-    figure.add_argument("--tables", type=Path, help="folder of the tables; default: bench/figures")
+    figure.add_argument("--tables", type=Path, help="folder of the tables; default: bench/figures of a checkout, else "
+                        "./sparselab-figures, where those that ship are copied first")
     figure.add_argument("--out", type=Path, default=Path("build/figures"), help="folder of the pictures")
 
 
@@ -279,15 +288,16 @@ def _sweep(options) -> None:
 
 
 def _figure(options) -> None:
-    from .figures import FOLDER, figure
+    from .figures import figure, figure_tables
     names = ("model", "layers", "corpus", "samples", "seqlen", "windows", "epochs", "block", "seeds")
     changes = {name: getattr(options, name) for name in names}
     for name in ("texts", "methods", "patterns"):
         given = getattr(options, name)
         changes[name] = given and tuple(given.split(","))
-    folder = options.tables or FOLDER
+    folder = options.tables or figure_tables()
+    _writable(folder / "a table")
     picture = _writable(options.out / f"{options.name}-{Path(options.model or options.profile).name}.png")
-    _, drawing, alt = figure(options.name, profile=options.profile, folder=folder,
+    _, drawing, alt = figure(options.name, profile=options.profile, folder=options.tables,
                              **{name: value for name, value in changes.items() if value is not None})
     picture.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(picture, dpi=150)
@@ -297,12 +307,18 @@ def _figure(options) -> None:
 def _demo(options) -> None:
     from .demo import TABLE_FILE, demo
     _writable(options.out / TABLE_FILE)
-    demo(options.out, options.readme)
+    demo(options.out, options.readme, quick=options.quick)
 
 
 def _students(options) -> None:
     from .course.student import write_student_edition
-    for file in sorted(Path("notebooks").glob("*.ipynb")):
+    from .files import of_checkout
+    folder = options.notebooks or of_checkout("notebooks", "the students' edition")
+    files = sorted(folder.expanduser().glob("*.ipynb"))
+    if not files:
+        raise SparselabError(f"{folder} holds no notebook. Name the folder of the course with --notebooks.")
+    _writable(options.out / files[0].name)
+    for file in files:
         print(write_student_edition(file, options.out))
 
 
@@ -316,6 +332,12 @@ def _tables(options) -> None:
     if options.readme:
         insert(options.readme, page(options.folder, texts=1), "tables")
     print(text)
+
+
+def _books(options) -> None:
+    from .books import write_books
+    for file in write_books(options.out):
+        print(file)
 
 
 def _fetch(options) -> None:

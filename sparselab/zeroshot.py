@@ -257,8 +257,9 @@ def zeroshot(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Iterab
 
     tasks: names as in lm-eval, see `sparselab.zeroshot.TASKS`. limit: the first so many items of each. folder: where the
     files are; None: zeroshot/ in the folder that SPARSELAB_DATA names. harness: let an installed lm-eval do it, with its
-    own data from the Hub, on the live model (`pip install 'sparselab[eval]'`); then any of its tasks will do. `chance` is
-    the share that guessing gets. Raises a SparselabError that names the file that is missing and where it was sought.
+    own data from the Hub, on the live model (it comes with the extra `eval`, see the README); then any of its tasks will
+    do. `chance` is the share that guessing gets. Raises a SparselabError that names the file that is missing and where it
+    was sought.
     """
     if isinstance(tasks, str):
         raise SparselabError(f"tasks={tasks!r}: pass a list of names, such as [{tasks!r}].")
@@ -293,8 +294,8 @@ def _by_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: lis
         import lm_eval
         from lm_eval.models.huggingface import HFLM
     except ImportError:
-        raise SparselabError("harness=True needs lm-eval: pip install 'sparselab[eval]'. Without it, the tasks are read "
-                             "from local files, by the same definition.") from None
+        raise SparselabError("harness=True needs lm-eval: pip install 'lm-eval>=0.4.13,<0.5'. Without it, the tasks are "
+                             "read from local files, by the same definition.") from None
     check_ready(model)
     try:
         found = lm_eval.simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer), tasks=tasks, limit=limit,

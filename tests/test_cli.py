@@ -70,7 +70,7 @@ def test_doctor_says_what_is_there_and_what_to_do(capsys, monkeypatch, tmp_path)
     printed = capsys.readouterr().out
     assert "[ok] torch 2.13" in printed and "[ok] model opt-mini" in printed and "[ok] text demo for evaluation" in printed
     assert "[missing: set SPARSELAB_DATA" in printed
-    monkeypatch.setattr("sparselab.texts.DEMO", tmp_path)
+    monkeypatch.setenv("SPARSELAB_CACHE", str(tmp_path))
     assert main(["doctor"]) == 1
     assert "[missing: python -m sparselab fetch] text demo for calibration" in capsys.readouterr().out
 

@@ -45,7 +45,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
         (folder / "half").mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "SMOLLM2", tmp_path / "smollm2-135m")
+    monkeypatch.setenv("SPARSELAB_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "smollm2_package", lambda: tmp_path / "file.gguf")
     monkeypatch.setattr(models, "_dequantise", interrupted)
     with pytest.raises(KeyboardInterrupt):

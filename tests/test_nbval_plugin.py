@@ -11,7 +11,7 @@ import pytest
 from nbformat import v4, write
 from nbval.plugin import get_sanitize_patterns
 
-from sparselab.testing.nbval_plugin import Approximate
+from sparselab.testing.compare import Approximate, Tolerance, deviations, same
 
 CONFIG = Path(__file__).with_name("nbval_sanitize.cfg")
 
@@ -24,11 +24,13 @@ class Cell:
     stored: str | list = ""         # standard output, or whole outputs
     fails: str = ""                 # passes if empty
     tags: list[str] = field(default_factory=list)
+    tolerance: float | dict | None = None
 
     def node(self, count: int):
         outputs = [v4.new_output("stream", text=self.stored)] if isinstance(self.stored, str) else self.stored
         outputs = [output for output in outputs if output.get("text") != ""]
-        return v4.new_code_cell(self.source, execution_count=count, outputs=outputs, metadata={"tags": self.tags})
+        metadata = {"tags": self.tags, **({} if self.tolerance is None else {"tolerance": self.tolerance})}
+        return v4.new_code_cell(self.source, execution_count=count, outputs=outputs, metadata=metadata)
 
 
 def display(**data: str) -> list:
@@ -41,6 +43,10 @@ CELLS = {
     "another decimal": Cell("print('perplexity 27.65')", "perplexity 99.5\n", DIFFERS),
     "another integer": Cell("print('zeros 100001')", "zeros 100000\n", DIFFERS),
     "another text": Cell("print('Wanda 27.65')", "SparseGPT 27.65\n", DIFFERS),
+    "within its error": Cell("print('excess 0.168 ± 0.007 nats')", "excess 0.162 ± 0.007 nats\n"),
+    "beyond its error": Cell("print('excess 0.178 ± 0.007 nats')", "excess 0.162 ± 0.007 nats\n", DIFFERS),
+    "a tolerance of its own": Cell("print('4400 flipped')", "4100 flipped\n", tolerance={"integers": 0.1}),
+    "a tighter one": Cell("print('1.005')", "1.000\n", DIFFERS, tolerance=0.001),
     "an output too many": Cell("print('Wanda')", "", "Unexpected output fields"),
     "progress on stderr": Cell("import sys; print('50%', file=sys.stderr)",
                                [v4.new_output("stream", name="stderr", text="90%\n")]),
@@ -111,18 +117,46 @@ def test_ordinary_tests_are_left_alone(outcomes):
 
 @pytest.mark.parametrize("left, right", [
     ("error 1.234e-05", "error 1.235e-05"), ("1e-05", "1.001e-05"), ("|  99.98 |", "| 100.02 |"), ("-0.0", "0.0"),
-    ("[0.5001, -0.25]", "[0.5, -0.25]"), ("27.65 ± 0.1200", "27.66 ± 0.1201"), ("nan", "nan")])
+    ("[0.5001, -0.25]", "[0.5, -0.25]"), ("27.65 ± 0.1200", "27.66 ± 0.1201"), ("nan", "nan"),
+    ("perplexity 80.88", "perplexity 81.12"), ("0.99 1.00", "1.00 0.99"),
+    ("-0.0048 ± 0.0022", "-0.0030 ± 0.0022"), ("-0.0008 ± 0.0022", "0.0010 ± 0.0022"),
+    ("+0.162 ± 0.007", "+0.168 ± 0.006"),
+    ("5 ± 2 points", "6 ± 2 points"),
+    ("no guess; the result is 141. One", "no guess; the result is 141.3. One"), ("78.0 ± 2.8 (64 windows)", "78.1 ± 2.7 (64 windows)")])
 def test_close(left, right):
-    """Decimals in tables, lists and sentences have tolerance."""
+    """Decimals in tables, lists and sentences have tolerance: their own uncertainty, or 2 %."""
     assert Approximate(left) == Approximate(right) and not Approximate(left) != Approximate(right)
 
 
 @pytest.mark.parametrize("left, right", [
-    ("0.5", "-0.5"), ("0.5", "0.51"), ("0.5", "0.5, 0.5"), ("0.5", "nan"), ("1000", "1001"), ("12", "12.0"),
-    ("opt-1.30b", "opt-1.301b"), ("torch 2.13.0", "torch 2.14.0"), ("0.0", "0.0001"), ("2:4 0.5", "4:8 0.5")])
+    ("0.5", "-0.5"), ("0.50", "0.53"), ("0.5", "0.5, 0.5"), ("0.5", "nan"), ("1000", "1001"), ("12", "12.0"),
+    ("opt-1.30b", "opt-1.301b"), ("torch 2.13.0", "torch 2.14.0"), ("0.0", "0.2"), ("2:4 0.5", "4:8 0.5"),
+    ("perplexity 80.88", "perplexity 84.92"), ("0.162 ± 0.007", "0.172 ± 0.007"), ("0.162 ± 0.007", "0.162 ± 0.013"),
+    ("5 ± 2 points", "9 ± 2 points"), ("Wanda 1.5, SparseGPT 2.5", "SparseGPT 1.5, Wanda 2.5"),
+    ("78.0 ± 2.8 (64 windows)", "78.0 ± 2.8 (32 windows)")])
 def test_not_close(left, right):
-    """Integers, names, versions and texts have none."""
+    """Integers, names, versions and texts have none; 5 % off, or twice the error off, is another result."""
     assert Approximate(left) != Approximate(right) and not Approximate(left) == Approximate(right)
+
+
+@pytest.mark.parametrize("metadata, left, right, equal", [
+    ({"tolerance": 0.001}, "error 0.5000", "error 0.5010", False), ({"tolerance": 0.001}, "0.5000", "0.5003", True),
+    ({"tolerance": 0.1}, "ppl 100.0", "ppl 108.0", True), ({"tolerance": 0.1}, "ppl 100.0", "ppl 115.0", False),
+    ({"tolerance": {"integers": 0.05}}, "4100 flipped", "4200 flipped", True),
+    ({"tolerance": {"integers": 0.05}}, "4100 flipped", "4400 flipped", False),
+    ({"tolerance": {"integers": 0.5}}, "2:4 in layers.3.fc1", "3:4 in layers.3.fc1", False),
+    ({"tolerance": {"integers": 0.5}}, "layers.3.fc1", "layers.4.fc1", False), ({}, "4100 flipped", "4101 flipped", False)])
+def test_metadata_state_the_tolerance(metadata, left, right, equal):
+    """Of a cell or a notebook: tighter for exact arithmetic, wider for counts that depend on masks."""
+    assert same(left, right, Tolerance().updated(metadata)) == equal
+
+
+def test_deviations_are_measured():
+    """In shares of a number, and in units of its uncertainty; rounding in the last printed place is none."""
+    first, second, third = deviations("ppl 100.0 ± 2.0, error 0.12", "ppl 104.1 ± 2.0, error 0.13")
+    assert first.sigmas == pytest.approx(2.0, abs=0.01) and first.relative == pytest.approx(4 / 104.1, rel=0.01)
+    assert second.relative == third.relative == 0.0 and not first.allowed and third.allowed
+    assert deviations("Wanda 1.0", "SparseGPT 1.0") is None
 
 
 def sanitized(text: str) -> str:

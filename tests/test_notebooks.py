@@ -13,7 +13,7 @@ NOTEBOOK_FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(NOTEBOOK_FOLDER.glob("*.ipynb"))
 
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
-TAGS = NOT_COMPARED | {"raises-exception", "solution", "exercise", "hide-input"}
+TAGS = NOT_COMPARED | {"raises-exception", "solution", "exercise", "hide-input", "claim"}
 MOST_LINES = 20
 MOST_BYTES = 500_000
 ALT_WORDS = 3

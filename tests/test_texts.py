@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 import sparselab as sl
-from sparselab import SparselabError, models, texts
+from sparselab import SparselabError, files, models, texts
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_unknown_and_absent_texts_get_a_sentence(tokenizer, monkeypatch, tmp_pat
         sl.tokens(tokenizer, "wikitext")
     with pytest.raises(SparselabError, match=r"Set SPARSELAB_DATA.*wikitext2-raw-test.txt"):
         sl.tokens(tokenizer, "wikitext2")
-    monkeypatch.setattr(texts, "DEMO", tmp_path)
+    monkeypatch.setenv("SPARSELAB_CACHE", str(tmp_path))
     with pytest.raises(SparselabError, match="make setup"):
         sl.tokens(tokenizer, "demo")
 
@@ -140,9 +140,10 @@ def test_the_hub_is_asked_in_forms_that_datasets_5_loads(tokenizer, monkeypatch,
 
 
 def test_the_demo_texts_are_the_expected_ones(tokenizer):
-    assert texts.fetch_demo() == texts.DEMO                       # checks sha256; downloads only what is not there
-    assert len(texts._read(texts.DEMO / "c4_demo.jsonl")) == 300
-    assert len(texts._read(texts.DEMO / "wiki_demo.txt")) == 30
+    demo = files.cache("demo")
+    assert texts.fetch_demo() == demo                             # checks sha256; downloads only what is not there
+    assert len(texts._read(demo / "c4_demo.jsonl")) == 300
+    assert len(texts._read(demo / "wiki_demo.txt")) == 30
     assert len(sl.tokens(tokenizer, "demo")) > 100_000
 
 

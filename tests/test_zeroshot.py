@@ -3,6 +3,7 @@ import gzip
 import json
 import math
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def harness_task(task, shared_data, folder):
 @pytest.fixture(scope="module")
 def harness():
     """lm-eval without the minute that it takes to read its own thousands of configurations."""
-    evaluator = pytest.importorskip("lm_eval.evaluator", reason="needs lm-eval: pip install 'sparselab[eval]'")
+    evaluator = pytest.importorskip("lm_eval.evaluator", reason="needs lm-eval: pip install -e '.[eval]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator, "TaskManager", partial(evaluator.TaskManager, include_defaults=False))
         yield evaluator
@@ -240,7 +241,8 @@ def test_the_harness_on_a_live_model_gives_the_same_table(harness, mini, shared_
 
 def test_without_the_harness_a_sentence_says_how_to_get_it(mini, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(SparselabError, match=r"pip install 'sparselab\[eval\]'"):
+    extra, = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["eval"]
+    with pytest.raises(SparselabError, match=f"pip install '{extra}'"):
         sl.zeroshot(*mini, ["piqa"], harness=True)
 
 

@@ -32,8 +32,14 @@ def wanda_mask(scores, sparsity):
 
 
 def _mask_by_threshold(scores, sparsity):
+    """The first score that stays is the threshold; with 0 zeros it is the lowest of all."""
     zeros = int(sparsity * scores.shape[1] + 1e-6)
-    return scores > scores.kthvalue(zeros, dim=1, keepdim=True).values
+    return scores >= scores.kthvalue(zeros + 1, dim=1, keepdim=True).values
+
+
+def _all_where_none(scores, sparsity):
+    zeros = int(sparsity * scores.shape[1] + 1e-6)
+    return scores > scores.sort(dim=1).values[:, zeros - 1, None]            # place -1 is the highest score
 
 
 def _over_the_matrix(scores, sparsity):
@@ -198,7 +204,8 @@ EXERCISES = {
         "You summed absolute values, the 1-norm. Equation (2) has squares, so it is the 2-norm.":
             lambda weight, x: weight.abs() * x.abs().sum(0)},
         right=(lambda weight, x: weight.abs() * x.norm(dim=0),), kind="warm-up", minutes=5),
-    "03.2": Exercise(wanda_mask, (_scores(3, 4, 8, 0.5), _scores(4, 3, 10, 0.25), _scores(5, 5, 7, 0.6)), {
+    "03.2": Exercise(wanda_mask, (_scores(3, 4, 8, 0.5), _scores(4, 3, 10, 0.25), _scores(5, 5, 7, 0.6),
+                                  _scores(13, 2, 4, 0.2)), {
         "You compare over the whole matrix, as torchao's Wanda did. Wanda compares within each output row: sort along "
         "dim=1.": _over_the_matrix,
         "You compare within each column, over the outputs. A row of the weight is one output: sort along dim=1.":
@@ -207,6 +214,8 @@ EXERCISES = {
             lambda scores, sparsity: ~wanda_mask(scores, sparsity),
         "One weight too many goes in every row: the sorted score at place k is the first that stays, so `<=` takes it "
         "along. SparseGPT's code has this fault.": _one_too_many,
+        "Where the count is 0 no weight may go, and all go: place zeros - 1 is then -1, which is the highest score.":
+            _all_where_none,
         "You rounded the count up. The convention is the floor: 2 zeros of 10 at sparsity 0.25.": _rounded_up,
         "The highest scores went; prune the lowest.": lambda scores, sparsity: wanda_mask(-scores, sparsity)},
         right=(_mask_by_threshold,), kind="find-the-bug", minutes=5),

@@ -11,15 +11,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..errors import SparselabError, nearest
-from ..models import ROOT
+from ..files import figure_tables, start_table
 from .ablations import ABLATIONS
 from .convergence import convergence_table, draw_convergence
 from .costs import costs_table, draw_costs
 from .protocol import PROFILES, Profile
 from .sparsity import draw_sparsity, sparsity_table
 from .weights import draw_weights, weights_table
-
-FOLDER = ROOT / "bench" / "figures"
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,14 @@ FIGURES = {"sparsity": Figure(sparsity_table, draw_sparsity), "convergence": Fig
            **{name: Figure(ablation.table, ablation.draw) for name, ablation in ABLATIONS.items()}}
 
 
-def figure(name: str, *, profile: str | Profile = "mini", folder: str | Path = FOLDER, progress: bool = True, **changes
+def figure(name: str, *, profile: str | Profile = "mini", folder: str | Path | None = None, progress: bool = True, **changes
            ) -> tuple[pd.DataFrame, plt.Figure, str]:
     """A figure by name: its table, the drawing, and a sentence that describes it (`sl.viz.show(drawing, sentence)`).
 
     profile: 'mini' (opt-mini, minutes on a CPU), 'small' (smollm2-135m), 'paper' (128 x 2048 tokens of C4, whole texts),
     or a Profile; changes: any of its fields, such as model='facebook/opt-1.3b' or layers='first half'. folder: where the
-    table is kept, as NAME-MODEL.csv; rows that are there are not made again.
+    table is kept, as NAME-MODEL.csv; rows that are there are not made again. None: bench/figures of a checkout; from an
+    installed wheel sparselab-figures in the working folder, begun with the rows that ship with the package.
     """
     if name not in FIGURES:
         raise SparselabError(f"unknown figure {name!r}.{nearest(name, FIGURES)}")
@@ -50,7 +49,10 @@ def figure(name: str, *, profile: str | Profile = "mini", folder: str | Path = F
     chosen = replace(PROFILES[profile] if isinstance(profile, str) else profile, **changes)
     if chosen.layers not in (None, "first half"):
         raise SparselabError(f"layers={chosen.layers!r}: a figure prunes all layers (None) or the 'first half'.")
-    table = FIGURES[name].table(chosen, Path(folder) / f"{name}-{Path(chosen.model).name}.csv", progress)
+    file = Path(folder or figure_tables()).expanduser() / f"{name}-{Path(chosen.model).name}.csv"
+    if folder is None:
+        start_table(file)
+    table = FIGURES[name].table(chosen, file, progress)
     drawing, sentence = FIGURES[name].draw(table)
     plt.close(drawing)                                       # or a notebook would show it once more, by itself
     return table, drawing, sentence

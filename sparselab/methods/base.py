@@ -71,6 +71,7 @@ class Method:
     in_order: bool = switch(False)
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
+    presets = ()                    # names of class methods that give a published variant for a family, for sweeps
     joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
     stacks = False                  # whether `solve_together` takes matrices with the same inputs at once
 
@@ -97,6 +98,11 @@ class Method:
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
         return dict.fromkeys(weights, pattern)
+
+    def on(self, ffn: bool) -> "Method":
+        """What prunes a matrix of the feed-forward network, or (ffn=False) of the attention: the method itself, unless it
+        treats them differently. The statistics are those that the method itself needs."""
+        return self
 
     @property
     def all_needs(self) -> set[str]:

@@ -1,5 +1,5 @@
 """DSnoT: move the mask, not the weights, until what the pruned weights used to add on average is cancelled."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class DSnoT(Method):
     calibration's own Hessian), chosen per row. `max_cycles`: swaps per row at most. `threshold`: a row rests when |e| is
     no larger; its unit is that of the published code, an output summed over the tokens of one sequence, so it scales
     with the sequence length and not with the batch. `same_sign`: a row rests before a swap that would flip the sign of
-    e, so that |e| never grows. `variance_power`: pruned weights are regrown in the order of W_ij E[X_j] / Var[X_j]^power.
+    e, so that |e| never grows. `skip_ffn`: the matrices of the feed-forward network keep the mask of `initial`.
+    `variance_power`: pruned weights are regrown in the order of W_ij E[X_j] / Var[X_j]^power.
     Inputs without variance are never regrown. n:m, as published: the weight pruned is the lowest Wanda score of the same
     group, whether that lowers e or not, and the sign rule always holds.
     """
@@ -32,13 +33,24 @@ class DSnoT(Method):
     threshold: float = 0.1
     same_sign: bool = True
     variance_power: float = 1.0
+    skip_ffn: bool = False
     name = "dsnot"
+    presets = ("published",)
 
     def __post_init__(self):
         super().__post_init__()
         check_start(self, STARTS)
         if self.max_cycles < 0 or self.threshold < 0:
             raise SparselabError(f"DSnoT(max_cycles={self.max_cycles}, threshold={self.threshold}): neither is negative.")
+
+    @classmethod
+    def published(cls, family: str = "OPT", initial: str = "wanda") -> "DSnoT":
+        """As the published command line runs it by default, for either family: attention alone (`--skip_layer mlp`), and
+        without the sign rule (`--without_same_sign`, whose default is True)."""
+        return cls(initial, same_sign=False, skip_ffn=True)
+
+    def on(self, ffn: bool) -> "DSnoT":
+        return replace(self, max_cycles=0) if ffn and self.skip_ffn else self
 
     @property
     def needs(self) -> tuple[str, ...]:

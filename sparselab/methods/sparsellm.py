@@ -57,6 +57,7 @@ class SparseLLM(Method):
     refit: bool = switch(True)
     targets: str = switch("dense-stream")
     name = "sparsellm"
+    presets = ("paper", "published", "repaired")
     needs = (GRAM, NORMS)
     joint = True
 
@@ -71,14 +72,27 @@ class SparseLLM(Method):
 
     @classmethod
     def published(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
-        """As published for a family: SparseGPT in every step, targets and inputs of the dense block, W2 fitted to p (for
-        OPT by ten gradient steps), the last epoch kept, no refit. In float32, with regressions of a ridge of 1e-6 (more
-        where that cannot be factored) for the pseudo-inverses, and bounded gate steps; their 1 epoch for LLaMA's blocks
-        1, 30 and 31 was a guard against the divergence of the gate step and is not needed."""
+        """The code as released for a family: SparseGPT in every step, targets and inputs of the dense block, W1 (and the
+        gate) by a pseudo-inverse, W2 for LLaMA likewise and for OPT by ten gradient steps, fitted to p, the last epoch
+        kept, no refit. In float32, with regressions of a ridge of 1e-6 (more where that cannot be factored) for the
+        pseudo-inverses, and bounded gate steps; their 1 epoch for LLaMA's blocks 1, 30 and 31 was a guard against the
+        divergence of the gate step and is not needed."""
         if family.upper() not in ("OPT", "LLAMA"):
             raise SparselabError(f"SparseLLM.published({family!r}): the published code has two variants, 'OPT' and 'LLaMA'.")
         return cls(epochs, 1.0, 1.0, 1.0, improve=False, realised=False, keep_best=False, ridge=1e-6, new_masks=True,
                    refit=False, down="descent" if family.upper() == "OPT" else "regression", targets="dense-block")
+
+    @classmethod
+    def paper(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
+        """The paper's mathematics: as `published`, and W2 too is the regression of equation 5 in both families."""
+        return replace(cls.published(family, epochs), down="regression")
+
+    @classmethod
+    def repaired(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
+        """The published loop with a ridge of 1e-4 in its regressions. What a LayerNorm or RMSNorm gives hardly varies
+        along 1/gamma, the inverse of its weights; a pseudo-inverse divides by that variance and fills W1 with weights
+        that pruning then breaks. The ridge is a hundredth of SparseGPT's own damping, and keeps that direction still."""
+        return replace(cls.published(family, epochs), ridge=1e-4)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """One matrix on its own: those of attention, and every step for one of the FFN."""

@@ -46,10 +46,12 @@ def measure(file: Path) -> None:
     _write(file, notebook)
 
 
-def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, str]) -> dict[str, int]:
-    """Execute in place, in a fresh kernel; seconds, and MiB of memory at the peak."""
+def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, str], *, allow_errors: bool = False
+        ) -> dict[str, int]:
+    """Execute in place, in a fresh kernel; seconds, and MiB of memory at the peak. Errors end it, or are stored."""
     started = time.perf_counter()
-    client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": folder}},
+                            allow_errors=allow_errors)
     with client.setup_kernel(env={**os.environ, **environment}):
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
         for place, cell in enumerate(notebook.cells):

@@ -4,8 +4,7 @@
 
 It changes five things, only while notebooks are collected and run:
 
-- Decimals agree within RTOL (set by SPARSELAB_NBVAL_RTOL): another processor rounds sums differently. Integers and all
-  other text stay exact.
+- Numbers agree within their own uncertainty, or the tolerance that their cell states (see `compare`); text is exact.
 - Progress bars (stderr), HTML, SVG and JavaScript are not compared. What a notebook claims is in stdout or text/plain.
 - An unknown magic fails its cell. IPython reports it on stderr alone, and nbval looks only for error messages.
 - A dead kernel fails its cell within seconds, where nbval waits for its whole cell timeout of 2000 s.
@@ -18,7 +17,6 @@ All this reaches into nbval's classes, so nbval is pinned to 0.11.0; tests/test_
 """
 import math
 import os
-import re
 import time
 from collections.abc import Generator
 from queue import Empty
@@ -31,30 +29,11 @@ from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 from . import KERNEL_ENVIRONMENT
+from .compare import Approximate, Tolerance
 
-RTOL = float(os.environ.get("SPARSELAB_NBVAL_RTOL", "5e-3"))
 OUTPUT_TIMEOUT = 60             # seconds
 NOT_COMPARED = ("stderr", "text/html", "image/svg+xml", "application/javascript",
                 "application/vnd.jupyter.widget-view+json")
-
-# A decimal with the blanks that align it in a column: 0.5, -1.25e-05, 1e-05; not 7, opt-1.3b or 2.13.0.
-DECIMAL = re.compile(r" *(?<![\w.])(?<!\w-)[-+]?(?:\d+\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)(?!\d|\.\d)")
-
-
-class Approximate(str):
-    """Text that equals another when they differ only in decimals, and those agree within RTOL."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, str):
-            return NotImplemented
-        mine, others = ([float(number) for number in DECIMAL.findall(text)] for text in (self, other))
-        return DECIMAL.sub("#", self) == DECIMAL.sub("#", other) and all(
-            math.isclose(a, b, rel_tol=RTOL, abs_tol=1e-12) for a, b in zip(mine, others, strict=True))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = str.__hash__
 
 
 class WatchedKernel(RunningKernel):
@@ -94,10 +73,11 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Compare a cell's sanitized texts by our equality."""
+    """Compare a cell's sanitized texts by our equality, with the tolerance of its notebook and its own."""
     if isinstance(item, IPyNbCell):
         sanitize = item.sanitize
-        item.sanitize = lambda text: Approximate(sanitize(text)) if isinstance(text, str) else text
+        tolerance = Tolerance().updated(item.parent.nb.metadata).updated(item.cell.metadata)
+        item.sanitize = lambda text: Approximate.of(sanitize(text), tolerance) if isinstance(text, str) else text
         item.output_timeout = OUTPUT_TIMEOUT
 
 
