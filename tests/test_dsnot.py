@@ -140,3 +140,18 @@ def test_swaps_never_raise_the_error_of_a_row(layer, spec, initial):
 def test_wrong_hyper_parameters_get_a_sentence(make, words):
     with pytest.raises(sl.SparselabError, match=words):
         make()
+
+
+def test_published_switches_leave_the_feed_forward_network_to_the_start(tiny, windows):
+    """Attention alone, without the sign rule: `on` gives the method of each kind of matrix."""
+    method = sl.DSnoT.published()
+    assert not method.same_sign and method.on(ffn=False) == method and method.on(ffn=True).max_cycles == 0
+    dense = {name: linear.weight.detach().clone() for name, linear in sl.linears_of(tiny).items()}
+    sl.prune(tiny, windows, method=method, sparsity=0.5, progress=False, layers=[0])
+    moved = {name: linear.weight != 0 for name, linear in sl.linears_of(tiny, [0]).items()}
+    for name, linear in sl.linears_of(tiny).items():
+        linear.weight.data.copy_(dense[name])
+    sl.prune(tiny, windows, method="wanda", sparsity=0.5, progress=False, layers=[0])
+    same = {name: bool((moved[name] == (linear.weight != 0)).all()) for name, linear in sl.linears_of(tiny, [0]).items()}
+    ffn = sl.family_of(tiny).ffn
+    assert all(same[name] for name in same if name.endswith(ffn)) and not all(same.values())

@@ -122,7 +122,8 @@ def test_ordinary_tests_are_left_alone(outcomes):
     ("-0.0048 ± 0.0022", "-0.0030 ± 0.0022"), ("-0.0008 ± 0.0022", "0.0010 ± 0.0022"),
     ("+0.162 ± 0.007", "+0.168 ± 0.006"),
     ("5 ± 2 points", "6 ± 2 points"),
-    ("no guess; the result is 141. One", "no guess; the result is 141.3. One"), ("78.0 ± 2.8 (64 windows)", "78.1 ± 2.7 (64 windows)")])
+    ("no guess; the result is 141. One", "no guess; the result is 141.3. One"),
+    ("78.0 ± 2.8 (64 windows)", "78.1 ± 2.7 (64 windows)")])
 def test_close(left, right):
     """Decimals in tables, lists and sentences have tolerance: their own uncertainty, or 2 %."""
     assert Approximate(left) == Approximate(right) and not Approximate(left) != Approximate(right)
