@@ -16,12 +16,18 @@ from sparselab.texts import local_file
 SOURCES = ("sparselab", "data/opt-mini", "data/papers", "data/books.csv", "bench/figures", "pyproject.toml", "setup.py",
            "MANIFEST.in", "README.md", "LICENSE")
 SCRIPT = """
-import sys, sparselab as sl, sparselab.figures
+import sys, sparselab as sl, sparselab.course, sparselab.figures
 assert sl.__file__.startswith(sys.prefix), sl.__file__
 model, tokenizer = sl.load("opt-mini")
 windows = sl.calibration(tokenizer, sys.argv[1], samples=2, seqlen=64)
 report = sl.prune(model, windows, method="wanda", sparsity="2:4", progress=False)
 assert report.sparsity == 0.5 and len(sl.papers()) > 200
+try:
+    sl.course.costs()
+except sl.SparselabError as error:
+    assert "pip install -e ." in str(error)
+else:
+    raise AssertionError("the notebooks' costs are in no wheel")
 """
 
 
@@ -60,6 +66,12 @@ def contents(wheel: Path) -> set[str]:
     return {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
 
 
+def stamps(python: Path) -> dict[Path, int]:
+    """When each file of the environment's site-packages was last written; what Python itself compiles is left out."""
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
+    return {file: file.stat().st_mtime_ns for file in site.rglob("*") if file.suffix != ".pyc" and file.is_file()}
+
+
 def run(python: Path, folder: Path, *words: str) -> str:
     """A command of the installed package, elsewhere and offline."""
     cache = {"SPARSELAB_CACHE": str(ROOT / "data" / "cache")}
@@ -78,20 +90,23 @@ def test_wheel_and_sdist_hold_all_modules_and_data(built):
 
 
 def test_the_wheel_works_in_an_empty_environment(installed, tmp_path):
-    """load, prune, papers; doctor; and nothing is written among the installed files."""
+    """load, prune, papers, a figure from the rows that ship; and nothing is written among the installed files."""
     text = tmp_path / "text.txt"
     text.write_text("The old man opened the door and said that it was late. " * 100)
-    package = next(installed.parents[1].glob("lib/python*/site-packages/sparselab"))
-    before = {file: file.stat().st_mtime_ns for file in package.rglob("*") if file.suffix != ".pyc" and file.is_file()}
+    before = stamps(installed)
     run(installed, tmp_path, "-c", SCRIPT, str(text))
-    weights = run(installed, tmp_path, "-m", "sparselab", "figure", "weights")
-    assert "Figure" in weights or "weights" in weights
-    after = {file: file.stat().st_mtime_ns for file in package.rglob("*") if file.suffix != ".pyc" and file.is_file()}
-    assert after == before
+    weights = run(installed, tmp_path, "-m", "sparselab", "figure", "weights", "--methods", "magnitude,wanda")
+    assert "table in sparselab-figures" in weights
+    recorded, table = ROOT / "bench" / "figures", tmp_path / "sparselab-figures"
+    assert [file.name for file in table.iterdir()] == ["weights-opt-mini.csv"]
+    assert (table / "weights-opt-mini.csv").read_bytes() == (recorded / "weights-opt-mini.csv").read_bytes()
+    assert stamps(installed) == before
 
 
 def test_demo_and_doctor_run_from_the_wheel(installed, tmp_path):
     if local_file("demo", "evaluation") is None:
         pytest.skip("the demo texts are not on this machine: python -m sparselab fetch")
+    before = stamps(installed)
     assert "| opt-mini |" in run(installed, tmp_path, "-m", "sparselab", "demo", "--quick")
     assert "[ok] model opt-mini" in run(installed, tmp_path, "-m", "sparselab", "doctor")
+    assert stamps(installed) == before
