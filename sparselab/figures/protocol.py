@@ -17,6 +17,7 @@ from ..report import Report
 from ..sweep import METHODS, PATTERNS, Sweep, append, matching, name_of, read
 from ..texts import sha256_of, tokens
 
+TABLES_ONLY = ("dsnot:published", "sparsellm:paper", "sparsellm:repaired")  # in bench/*.csv, not in the figures' records
 LOOP = "sparsellm:epochs={};keep_best=False"
 
 
@@ -55,7 +56,7 @@ class Profile:
 
 WHOLE_TEXT = 10**6              # windows: more than any text has
 PROFILES = {
-    "mini": Profile("opt-mini"),
+    "mini": Profile("opt-mini", methods=tuple(name for name in METHODS if name not in TABLES_ONLY)),
     "small": Profile("smollm2-135m", samples=16, seqlen=512, windows=24, sizes=(4, 8, 16), epochs=4, counts=(1, 2), steps=20,
                      methods=("magnitude", "wanda", "sparsegpt", "sparsellm"), patterns=("0.5", "0.6", "0.7", "2:4")),
     "paper": Profile("facebook/opt-125m", "c4", 128, 2048, ("wikitext2", "ptb", "c4"), WHOLE_TEXT,
