@@ -108,8 +108,10 @@ def test_a_recorded_table_can_be_gone_on_with():
 
 
 @pytest.mark.parametrize("name, sweep, rows", [
-    ("opt-mini", BOOKS, 320), ("ablation", replace(BOOKS, texts=BOOKS.texts[:1]), 15),
+    ("opt-mini", BOOKS, 416), ("ablation", replace(BOOKS, texts=BOOKS.texts[:1]), 15),
     ("few-tokens", Sweep(samples=8, windows=32), 5), ("seeds", replace(BOOKS, texts=BOOKS.texts[:2]), 36),
+    ("published", replace(BOOKS, texts=(*BOOKS.texts[:2], "demo")), 72),
+    ("dsnot", replace(BOOKS, texts=(*BOOKS.texts[:2], "demo")), 90),
     ("smollm2", Sweep("smollm2-135m", samples=16, seqlen=512, texts=("demo", "wikitext2"), windows=24), 6)])
 def test_recorded_tables_are_done(name, sweep, rows, monkeypatch):
     """What bench/sweeps.sh asks for is there: nothing is loaded."""
