@@ -26,6 +26,7 @@ lab: setup
 
 # Two processes of one thread each (OMP_NUM_THREADS=2: two): the tests are many and small, and two cores are what a
 # laptop has. ATEN_CPU_CAPABILITY=default or avx2 plays another processor.
+test: export OMP_WAIT_POLICY = passive# four threads on two cores: who waits must not spin
 test: setup lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest notebooks -q -n 2 --dist loadscope $(NBVAL)

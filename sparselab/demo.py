@@ -1,4 +1,7 @@
 """The main job on the embedded default: prune a small model by several methods, and show what is left of it."""
+import datetime
+import math
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +96,33 @@ class _Measure:
                 "writes": write(self.model, self.tokenizer, self.prompt) if self.prompt else ""}
 
 
+def machine() -> str:
+    """What the digits of a result depend on: the processor's family and the instruction set that torch uses."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def rounded(value: float, error: float, sign: str = "") -> str:
+    """A number with its error, in the digits that the error leaves it: 78.04 ± 2.83 is '78 ± 3'."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:{sign}.3g} ± {error:.1g}"
+    places = max(0, -math.floor(math.log10(error)))
+    return f"{value:{sign}.{places}f} ± {error:.{places}f}"
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: every number with model, text, window length and sparsity."""
+    """The table as Markdown: every number with model, text, window length and sparsity, and where all were made."""
     lines = ["| model | evaluation text | method | zeros | perplexity | against dense (log, paired) | output error "
              "| seconds |", "|---|---|---|---|---|---|---|---|"]
     for row in table.itertuples():
-        paired = "" if row.method == "dense" else f"{row.log_ratio:+.3f} ± {row.log_ratio_stderr:.3f}"
-        error = "" if row.method == "dense" else f"{row.error:.3f}"
-        seconds = "" if row.method == "dense" else f"{row.seconds:.1f}"
+        paired = "" if row.method == "dense" else rounded(row.log_ratio, row.log_ratio_stderr, "+")
+        error = "" if row.method == "dense" else f"{row.error:.2f}"
+        seconds = "" if row.method == "dense" else f"{row.seconds:.0f}"
         lines.append(f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
-                     f"{row.perplexity:.1f} ± {row.stderr:.1f} | {paired} | {error} | {seconds} |")
+                     f"{rounded(row.perplexity, row.stderr)} | {paired} | {error} | {seconds} |")
+    threads = torch.get_num_threads()
+    lines.append(f"\nMade on {machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}, "
+                 f"{datetime.date.today().isoformat()}. On other processors a few masks flip: numbers differ by about their "
+                 "errors, and the order stays.")
     return "\n".join(lines)
 
 

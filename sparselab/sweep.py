@@ -2,7 +2,6 @@
 import ast
 import datetime
 import os
-import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .demo import dense_weights, restore
+from .demo import dense_weights, machine, restore
 from .engine import prune
 from .errors import SparselabError
 from .evaluate import Perplexity, perplexity
@@ -118,7 +117,7 @@ class Sweep:
                 "output_error": round(report.error, 6), "seconds": round(report.seconds["total"], 2),
                 "peak_mib": report.peak_bytes // 2**20, "settings": report.settings["method"],
                 "dtype": report.settings["dtype"], "device": report.settings["device"],
-                "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+                "machine": machine(),
                 "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(),
                 **{f"{key}_version": value for key, value in report.settings["versions"].items()}}
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 import sparselab as sl
 from sparselab.__main__ import main
-from sparselab.demo import BEGIN, END, Setting, compare, figure, insert, markdown
+from sparselab.demo import BEGIN, END, Setting, compare, figure, insert, machine, markdown, rounded
 
 SMALL = ["--seqlen", "64", "--windows", "4"]
 
@@ -88,9 +88,16 @@ def test_a_small_comparison():
     assert set(masks) == {(m, s) for m in ("magnitude", "sparsegpt") for s in (0.5, "2:4")}
     assert (table.log_ratio[1:] != 0).all() and table.writes.str.startswith("The").all()
     text = markdown(table)
-    assert text.count("\n") == 6 and "demo, 4 x 64" in text
-    assert "| -0.250 ± 0.010 |" in markdown(table.tail(1).assign(log_ratio=-0.25, log_ratio_stderr=0.01))
+    assert text.count("\n") == 8 and "demo, 4 x 64" in text and f"Made on {machine()}, " in text
+    assert "| -0.25 ± 0.01 |" in markdown(table.tail(1).assign(log_ratio=-0.25, log_ratio_stderr=0.01))
     assert len(figure(table, masks, 0.5).axes) == 3
+
+
+@pytest.mark.parametrize(("value", "error", "expected"), [
+    (78.04, 2.83, "78 ± 3"), (0.804, 0.016, "0.80 ± 0.02"), (0.0016, 0.0021, "0.002 ± 0.002"), (3456.7, 123.4, "3457 ± 123"),
+    (12.3, 0.0, "12.3 ± 0"), (float("inf"), float("nan"), "inf ± nan")])
+def test_a_number_has_the_digits_that_its_error_leaves_it(value, error, expected):
+    assert rounded(value, error) == expected
 
 
 def test_the_dense_weights_come_back_between_runs():

@@ -1,4 +1,4 @@
-"""A test of the notebook tests: a lesson with a deliberate fault in the package or in its text must fail, and a sound one pass.
+"""A test of the notebook tests: a lesson with a deliberate fault, in the package or in its text, fails; a sound one passes.
 
 The lesson is the first half of notebook 00 with fewer windows. It is executed once as it is; then each fault is put into
 a copy, whose stored outputs stay.
@@ -41,8 +41,8 @@ def failures(tmp_path_factory) -> dict[str, list[str]]:
     lesson = executed_lesson(folder)
     for number, fault in enumerate(FAULTS.values()):
         nbformat.write(faulty(lesson, fault), folder / f"fault{number}.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no", "-q",
-               "-p", "sparselab.testing.nbval_plugin", "-p", "no:cacheprovider",
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
+               "-q", "-p", "sparselab.testing.nbval_plugin", "-p", "no:cacheprovider",
                f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
