@@ -28,13 +28,14 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparselab as sl
-from sparselab import statistics
-from sparselab.checkpoint import INDEX, Checkpoint
-from sparselab.engine import Part, Stream
-from sparselab.memory import peak_bytes, reset_peak
-from sparselab.models import OPT_MINI, blocks_of
-from sparselab.planning import product_speed
-from sparselab.streaming import Streamed
+from sparselab.engine.activations import Part, Stream
+from sparselab.engine.planning import product_speed
+from sparselab.engine.sources import Streamed
+from sparselab.models.architecture import blocks_of
+from sparselab.models.checkpoint import INDEX, Checkpoint
+from sparselab.models.embedded import OPT_MINI
+from sparselab.numerics import statistics
+from sparselab.runtime.memory import peak_bytes, reset_peak
 
 SHAPES = {"13b": (5120, 13824, 40, 40, 32000), "7b": (4096, 11008, 32, 32, 32000), "125m": (768, 2048, 12, 12, 32000),
           "1b": (2048, 5504, 30, 16, 32000), "tiny": (256, 688, 4, 4, 4096)}

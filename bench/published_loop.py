@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 import sparselab as sl
-from sparselab.course import inputs_of
-from sparselab.demo import dense_weights, restore
+from sparselab.course.layers import inputs_of
+from sparselab.experiments.results import append, matching, name_of, read
+from sparselab.experiments.sweep import Sweep
 from sparselab.methods.base import regression
-from sparselab.methods.sparsellm import FeedForward, Step
+from sparselab.methods.feed_forward import FeedForward
+from sparselab.methods.sparsellm import Step
+from sparselab.models.architecture import dense_weights, restore
+from sparselab.numerics.statistics import Statistics
 from sparselab.patterns import Pattern
-from sparselab.statistics import Statistics
-from sparselab.sweep import Sweep, append, matching, name_of, read
 
 CHANGES = ("pinverse", "projected")
 

@@ -12,8 +12,8 @@ import time
 import torch
 
 import sparselab as sl
-from sparselab.demo import restore
-from sparselab.engine import Stream
+from sparselab.engine.activations import Stream
+from sparselab.models.architecture import restore
 
 GOALS = {"magnitude": None, "wanda": 1.2, "sparsegpt": 2.0, "dsnot": None, "swaps": None, "admm": None, "sparsellm": 5.0}
 

@@ -6,7 +6,9 @@ import torch
 from conftest import TINY, tiny_llama, tiny_opt
 
 import sparselab as sl
-from sparselab.allocation import input_norms, lower_hull, outlier_share, owl_shares, sensitivity, spend
+from sparselab.allocation.owl import outlier_share, owl_shares
+from sparselab.allocation.scores import input_norms
+from sparselab.allocation.sensitivity import lower_hull, sensitivity, spend
 
 # OWL
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from nbformat import v4
 
 from sparselab import course, linears_of, viz
-from sparselab.course.exercises import Exercise
+from sparselab.course.exercises.checking import Exercise
 from sparselab.course.student import student_edition, write_student_edition
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,8 @@ from textbook import magnitude_mask, optimal_brain_surgeon, relative_error, spar
 import sparselab as sl
 from sparselab import Pattern, SparselabError, Statistics
 from sparselab.methods.magnitude import global_shares
+from sparselab.numerics.statistics import GRAM, NORMS
 from sparselab.patterns import valid_groups
-from sparselab.statistics import GRAM, NORMS
 
 METHODS = [sl.Magnitude(), sl.Magnitude(scope="global"), sl.Wanda(), sl.Wanda(per="matrix"), sl.SparseGPT(),
            sl.SparseGPT(block=24), sl.SparseGPT(block=1)]

@@ -8,7 +8,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import AutoConfig, GPT2Config, MixtralConfig
 
 import sparselab as sl
-from sparselab import SparselabError, models
+from sparselab import SparselabError
+from sparselab.models import loading as models
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from sparselab.testing import KERNEL_ENVIRONMENT
-from sparselab.testing.execute import run
-from sparselab.texts import local_file
+from sparselab.data.corpora import local_file
+from tools import KERNEL_ENVIRONMENT
+from tools.execute_notebooks import run
 
 FEWER = {"samples=64": "samples=8", "64 * SEQLEN": "8 * SEQLEN", "(0.5, 0.7)": "(0.7,)",
          "Setting(MODEL, seqlen=SEQLEN)": "Setting(MODEL, seqlen=SEQLEN, samples=8, windows=8)"}
@@ -42,7 +42,7 @@ def failures(tmp_path_factory) -> dict[str, list[str]]:
     for number, fault in enumerate(FAULTS.values()):
         nbformat.write(faulty(lesson, fault), folder / f"fault{number}.ipynb")
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
-               "-q", "-p", "sparselab.testing.nbval_plugin", "-p", "no:cacheprovider",
+               "-q", "-p", "tools.nbval_plugin", "-p", "no:cacheprovider",
                f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)

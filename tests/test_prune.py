@@ -9,7 +9,8 @@ from textbook import relative_error, sparsegpt, wanda_mask
 
 import sparselab as sl
 from sparselab import SparselabError, linears_of
-from sparselab.engine import Stream, prove
+from sparselab.engine.activations import Stream
+from sparselab.engine.verification import prove
 
 METHODS = ["magnitude", "wanda", "sparsegpt", sl.Magnitude(scope="global")]
 
@@ -368,7 +369,7 @@ def test_no_memory_even_for_one_window_is_a_sentence(windows, monkeypatch):
     def never(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("sparselab.engine.prove", lambda *_: prove_once)
+    monkeypatch.setattr("sparselab.engine.loop.prove", lambda *_: prove_once)
     monkeypatch.setattr(type(sl.blocks_of(model)[0]), "forward", never)
     with pytest.raises(SparselabError, match="a single window at a time"):
         run(model, windows)

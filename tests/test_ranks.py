@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparselab as sl
-from sparselab import ranks
+from sparselab.runtime import distributed as ranks
 
 
 def run(processes, out, *options):

@@ -9,13 +9,13 @@ from torch import nn
 
 import sparselab as sl
 from sparselab import Pattern, SparselabError, Statistics
-from sparselab.engine import STREAM_SHARE
+from sparselab.engine.activations import STREAM_SHARE
 from sparselab.methods.admm import squared_error
 from sparselab.methods.base import regression
-from sparselab.methods.sparsellm import FeedForward, ridge, solve_gated_z, solve_p, solve_relu_z, solve_s
+from sparselab.methods.feed_forward import FeedForward, ridge, solve_gated_z, solve_p, solve_relu_z, solve_s
+from sparselab.numerics.refit import refit
+from sparselab.numerics.statistics import CROSS, GRAM, NORMS
 from sparselab.patterns import prune_rows, valid_groups
-from sparselab.refit import refit
-from sparselab.statistics import CROSS, GRAM, NORMS
 
 PATTERNS = [0.5, 0.7, "2:4", "3:4"]
 GRID = torch.linspace(-40, 40, 160001, dtype=torch.float64)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sparselab as sl
-from sparselab import streaming
-from sparselab.checkpoint import INDEX, Checkpoint
-from sparselab.memory import Shelf
+from sparselab.engine import sources as streaming
+from sparselab.engine.offload import Shelf
+from sparselab.models.checkpoint import INDEX, Checkpoint
 
 FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
 
@@ -186,7 +186,7 @@ def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
 def test_a_broken_run_goes_on_with_the_same_bits_in_other_memory(folder, windows, monkeypatch):
     expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
     call = break_off(monkeypatch, 2, folder, windows, method="sparsegpt")
-    monkeypatch.setattr("sparselab.memory.free_bytes", lambda _: 0)          # a window at a time, if it were a new run
+    monkeypatch.setattr("sparselab.runtime.memory.free_bytes", lambda _: 0)  # a window at a time, if it were a new run
     sl.prune(folder, windows, **call)
     same(weights(folder.with_name("out")), expected)
 
@@ -418,7 +418,7 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
 def test_shelf_chooses_by_size(monkeypatch):
     model = tiny_opt()
     for free, place in ((1e9, "device"), (1e3, "disk")):
-        monkeypatch.setattr("sparselab.memory.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr("sparselab.runtime.memory.free_bytes", lambda _, free=free: free)
         assert Shelf.choose("auto", model, 1000).place == place
 
 

@@ -7,7 +7,10 @@ import torch
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 import sparselab as sl
-from sparselab import SparselabError, files, models, texts
+from sparselab import SparselabError
+from sparselab.data import corpora as texts
+from sparselab.models import loading as models
+from sparselab.runtime import files
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparselabError
-from ..models import family_of, load
+from ..models.architecture import family_of
+from ..models.loading import load
 
 
 def dial(default: str, *, family: str | None = None) -> str:

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.refit import refit
+from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from ..refit import refit
-from ..statistics import GRAM, NORMS, Statistics
 from .base import Method, Solution, check_start
 from .magnitude import Magnitude
 from .sparsegpt import SparseGPT

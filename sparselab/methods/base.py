@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError, nearest
+from ..numerics.refit import refit
+from ..numerics.statistics import CROSS, GRAM, Statistics, share
 from ..patterns import Pattern
-from ..refit import refit
-from ..statistics import CROSS, GRAM, Statistics, share
 
 DENSE_BLOCK = "dense-block"
 ROWS = 512                  # of a matrix whose error is measured at a time

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import DAMP, GRAM, MOMENTS, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import DAMP, GRAM, MOMENTS, NORMS, Statistics
 from .base import Method, Solution, check_start, keep_weights
 
 STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}

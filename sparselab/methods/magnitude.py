@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import Statistics
 from .base import Method, Solution, keep_weights
 
 

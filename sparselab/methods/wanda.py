@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import NORMS, Statistics
 from .base import Method, Solution, keep_weights
 
 

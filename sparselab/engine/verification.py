@@ -1,0 +1,110 @@
+"""Before a run: proof that block by block equals the whole model, and the dense perplexity."""
+import warnings
+
+import torch
+from torch import LongTensor, Tensor, nn
+
+from ..errors import SparselabError
+from ..evaluation.perplexity import Perplexity, token_losses
+from ..models.architecture import blocks_of, family_of, linears_of, model_name
+from .activations import Stream
+from .sources import Streamed
+
+GATE_SHARE = 32             # one calibration window in 32 (at most 8) measures the dense perplexity before a run
+
+
+def prove(model: nn.Module, calibration: LongTensor) -> Perplexity:
+    """Prove on the first window that block by block equals model(ids), and measure the dense perplexity of a few.
+
+    The proof guards against every change in how a library calls its blocks; the perplexity against a checkpoint,
+    tokenizer and text that do not belong together. Raises a SparselabError where they differ or are not finite.
+    """
+    losses, last = [], []
+    handle = blocks_of(model)[-1].register_forward_hook(lambda _, args, output: last.append(output))
+    try:
+        for ids in calibration[:min(8, -(-len(calibration) // GATE_SHARE))].split(1):
+            logits = model(ids.to(model.device), use_cache=False).logits
+            losses.append(token_losses(logits, ids).mean(1))
+            del last[1:]
+    finally:
+        handle.remove()
+    gate = Perplexity(torch.cat(losses), calibration.shape[1])
+    if not torch.isfinite(gate.losses).all():
+        raise SparselabError(_first_broken(model, calibration[:1]))
+    _compare_walk(model, calibration[:1], last[0])
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if gate > 2 * vocabulary:
+        warnings.warn(f"{model_name(model)} has a dense perplexity of {gate} on the calibration text, worse than chance "
+                      f"({vocabulary}): do checkpoint, tokenizer and text belong together?", stacklevel=3)
+    return gate
+
+
+def _compare_walk(model: nn.Module, window: LongTensor, output: Tensor | tuple) -> None:
+    """Block by block on one window [1, seqlen] against what the last block gave inside the model."""
+    whole = output if isinstance(output, Tensor) else output[0]              # [1, seqlen, width]
+    stream = Stream(model, window, 1)
+    for block in blocks_of(model):
+        stream.replay(block)
+    gap = ((stream.parts[0].hidden - whole).abs().max() / whole.abs().max()).item()
+    if not gap < 1e-3:
+        raise SparselabError(f"{model_name(model)}: block by block differs from the whole model by {gap:.2g} of the "
+                             "largest activation. Its blocks are not called as this version of sparselab expects; "
+                             "please report it with the versions that `python -m sparselab doctor` prints.")
+
+
+def _check_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
+    """What targets="dense-stream" takes for granted: these linears' outputs are added to the residual stream as they are."""
+    if targets != "dense-stream":
+        return
+    residual, block = family_of(model).residual, blocks_of(model)[0]
+    part, seen = Stream(model, window, 1).parts[0], {}
+    places = {name: module for name, module in block.named_modules() if name in {*residual, *residual.values()} - {""}}
+    hooks = [module.register_forward_hook(lambda _, args, output, name=name: seen.update({name: (args[0], output)}))
+             for name, module in places.items()]
+    try:
+        after = part.through(block, part.hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stream = [part.hidden, *(seen[place][0] for place in residual.values() if place in seen), after]
+    gaps = [(before.flatten() + seen[name][1].flatten() - then.flatten()).abs().max() / then.abs().max()
+            for name, before, then in zip(residual, stream, stream[1:], strict=False)]
+    if len(stream) <= len(residual) or not max(gaps) < 1e-2:
+        raise SparselabError(f"{model_name(model)}: targets='dense-stream' needs blocks that add the outputs of "
+                             f"{' and '.join(residual)} to the residual stream as they are. Choose targets='dense-model'.")
+
+
+def _prove_calls(source: Streamed, window: LongTensor, targets: str) -> None:
+    """The same proof for a model in files, cut to its first two blocks."""
+    kinds = sorted({*(getattr(source.model.config, "layer_types", None) or ())})
+    if len(kinds) > 1:                                                       # two blocks do not speak for all
+        raise SparselabError(f"{model_name(source.model)} has blocks of several kinds ({', '.join(kinds)}), which cannot be "
+                             "checked one by one. Load the model with sl.load and prune it in memory.")
+    path, _, name = source.prefix.rpartition(".")
+    parent, last = source.model.get_submodule(path), []
+    setattr(parent, name, nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))))
+    try:
+        handle = getattr(parent, name)[-1].register_forward_hook(lambda _, args, output: last.append(output))
+        source.model.base_model(window.to(source.device), use_cache=False)    # all but the head, which has no memory
+        handle.remove()
+        _compare_walk(source.model, window, last[0])
+        _check_stream(source.model, window, targets)
+    finally:
+        setattr(parent, name, source.blocks)
+        source.forget()
+
+
+def _first_broken(model: nn.Module, ids: LongTensor) -> str:
+    """Which linear is the first to receive something that is not finite."""
+    broken: list[str] = []
+    handles = [linear.register_forward_pre_hook(
+        lambda _, args, name=name: broken.append(name) if not torch.isfinite(args[0]).all() else None)
+        for name, linear in linears_of(model).items()]
+    try:
+        model(ids.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    where = f"the calibration inputs of {broken[0]} are" if broken else "the model's output is"
+    return (f"{where} not finite (NaN or infinite). Look for broken weights before it, or load the model with "
+            "dtype=torch.float32: float16 overflows.")
