@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import sparselab as sl
 from sparselab.evaluation.zeroshot import TASKS, answers, task_file
-from sparselab.experiments.results import append, matching, read
+from sparselab.experiments.results import append, read, rows_matching
 from sparselab.methods.registry import named_method
 from sparselab.models.architecture import family_of
 from sparselab.runtime.files import DISTRIBUTION
@@ -46,7 +46,7 @@ def done(out: Path, name: str, method: str, pattern: str, limit: int) -> set[str
     if not out.exists():
         return set()
     table = read(out)
-    return {*table[matching(table, {"model": name, "method": method, "pattern": pattern, "limit": limit})].task}
+    return {*table[rows_matching(table, {"model": name, "method": method, "pattern": pattern, "limit": limit})].task}
 
 
 def measure(name: str, samples: int, seqlen: int, method: str, pattern: str, *, limit: int, out: Path) -> None:

@@ -7,14 +7,14 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from .errors import SparselabError
-from .runtime import distributed as ranks
+from .runtime import distributed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors meant for the user are one sentence on stderr and exit status 1."""
     options = _parser().parse_args(arguments)
     try:
-        with ranks.group() as device, _silence_unless_first():
+        with distributed.group() as device, _silence_unless_first():
             if device is not None and hasattr(options, "device"):
                 options.device = str(device)
             return options.run(options) or 0
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _silence_unless_first():
     """Of several processes one speaks."""
-    return redirect_stdout(io.StringIO()) if ranks.rank() else nullcontext()
+    return redirect_stdout(io.StringIO()) if distributed.rank() else nullcontext()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,9 +211,9 @@ def _prune(options) -> None:
     print(report)
     print(f"pruned: {_perplexity(options, model, tokenizer)}")
     if options.out:
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             save(model, report, options.out)
-        ranks.wait()
+        distributed.barrier()
         print(f"saved in {options.out}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import SparselabError, nearest
+from .errors import SparselabError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Allocation:
         for key in self.parts:
             if key not in place and key not in place.values():
                 raise SparselabError(f"sparsity={{{key!r}: ...}}: no block or linear that is to be pruned is called that."
-                                     + (nearest(key, place) if isinstance(key, str) else
+                                     + (did_you_mean(key, place) if isinstance(key, str) else
                                         f" The blocks are {sorted({*place.values()})}."))
         for name, block in place.items():
             if name not in self.parts and block not in self.parts:
@@ -166,7 +166,7 @@ def _part(key: int | str, value: float | str) -> Pattern:
         raise SparselabError(f"sparsity of {key!r}: {error}") from error
 
 
-def asked(shares: dict[str, Pattern], sizes: dict[str, int]) -> str:
+def describe_allocation(shares: dict[str, Pattern], sizes: dict[str, int]) -> str:
     """What an allocation asks for, in words: the share of zeros in all matrices together, and the extremes."""
     total = sum(shares[name].sparsity * size for name, size in sizes.items()) / sum(sizes.values())
     low, high = (choose(share.sparsity for share in shares.values()) for choose in (min, max))

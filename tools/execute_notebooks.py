@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from tqdm import tqdm
 
-from sparselab.runtime.memory import high_water
+from sparselab.runtime.memory import peak_rss
 from tools import KERNEL_ENVIRONMENT
 
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 15                                     # prose, and code that one wants to understand
@@ -56,7 +56,7 @@ def run(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, st
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
         for place, cell in enumerate(notebook.cells):
             client.execute_cell(cell, place)
-        return {"seconds": round(time.perf_counter() - started), "mib": high_water(client.km.provisioner.pid) // 2**20}
+        return {"seconds": round(time.perf_counter() - started), "mib": peak_rss(client.km.provisioner.pid) // 2**20}
 
 
 def _write(file: Path, notebook: nbformat.NotebookNode) -> None:

@@ -11,7 +11,7 @@ from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
 from ..models.architecture import blocks_of
-from .scores import _fraction, _scores, input_norms
+from .scores import as_fraction, input_norms, wanda_scores
 
 
 def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: float = 5.0, spread: float = 0.08
@@ -24,12 +24,12 @@ def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: fl
     outlier shares to a range of 2 lambda and centres the result on their mean, so that a block may end up nearly 2 lambda
     off; here the farthest block is lambda off.
     """
-    target = _fraction(sparsity)
+    target = as_fraction(sparsity)
     if not 0 < spread <= min(target, 1 - target) or threshold <= 0:
         raise SparselabError(f"owl(sparsity={sparsity}, threshold={threshold}, spread={spread}): the threshold must be "
                              "positive, and sparsity - spread and sparsity + spread must lie in 0 to 1.")
     norms = input_norms(model, windows)
-    shares = [outlier_share(_scores(model, block, norms).values(), threshold) for block in range(len(blocks_of(model)))]
+    shares = [outlier_share(wanda_scores(model, block, norms).values(), threshold) for block in range(len(blocks_of(model)))]
     return dict(enumerate(owl_shares(shares, target, spread)))
 
 

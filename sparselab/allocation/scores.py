@@ -24,23 +24,23 @@ def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
 
     handles = [linear.register_forward_pre_hook(partial(add, name=name)) for name, linear in linears.items()]
     try:
-        _mean_loss(model, windows)
+        mean_loss(model, windows)
     finally:
         for handle in handles:
             handle.remove()
     return {name: square.sqrt() for name, square in squares.items()}
 
 
-def _scores(model: nn.Module, block: int, norms: dict[str, Tensor]) -> dict[str, Tensor]:
+def wanda_scores(model: nn.Module, block: int, norms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Wanda's |W_ij| ||X_j|| of the linears of a block, [r, c] each."""
     return {name: linear.weight.detach().float().abs() * norms[name] for name, linear in linears_of(model, [block]).items()}
 
 
-def _mean_loss(model: nn.Module, windows: LongTensor) -> float:
+def mean_loss(model: nn.Module, windows: LongTensor) -> float:
     return torch.cat([window_losses(model, part) for part in windows.split(8)]).double().mean().item()
 
 
-def _fraction(sparsity: float | str) -> float:
+def as_fraction(sparsity: float | str) -> float:
     pattern = Pattern.parse(sparsity)
     if pattern.m:
         raise SparselabError(f"sparsity {sparsity!r}: what is divided among the blocks is a fraction such as "

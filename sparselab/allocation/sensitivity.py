@@ -8,7 +8,7 @@ from torch import LongTensor, nn
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, linears_of
 from ..patterns import Pattern, prune_rows
-from .scores import _fraction, _mean_loss, _scores, input_norms
+from .scores import as_fraction, input_norms, mean_loss, wanda_scores
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -19,9 +19,9 @@ def by_sensitivity(model: nn.Module, windows: LongTensor, sparsity: float, *, le
 
     windows: token ids [n, seqlen]; levels: the sparsities that are tried, so the lowest and highest that a block can get;
     losses: what `sensitivity` measured with the same levels, if it has been called. The curves are made convex and spent
-    by `spend`. That losses of several blocks add up is an assumption.
+    by `allocate_budget`. That losses of several blocks add up is an assumption.
     """
-    target, levels = _fraction(sparsity), _levels(levels)
+    target, levels = as_fraction(sparsity), _levels(levels)
     if not levels[0] <= target <= levels[-1]:
         raise SparselabError(f"sparsity {target:g} is outside the levels {levels[0]:g} to {levels[-1]:g} between which the "
                              "blocks are tried: choose levels= on both sides of it.")
@@ -29,7 +29,7 @@ def by_sensitivity(model: nn.Module, windows: LongTensor, sparsity: float, *, le
     sizes = {block: sum(w.weight.numel() for w in linears_of(model, [block]).values()) for block in losses}
     curves = {block: [(level * sizes[block], loss) for level, loss in zip(levels, losses[block], strict=True)]
               for block in losses}
-    zeros = spend(curves, target * sum(sizes.values()))
+    zeros = allocate_budget(curves, target * sum(sizes.values()))
     return {block: zeros[block] / sizes[block] for block in zeros}
 
 
@@ -39,20 +39,20 @@ def sensitivity(model: nn.Module, windows: LongTensor, levels: Sequence[float] =
     others dense; by block. The model is left as it was."""
     norms, losses = input_norms(model, windows), {}
     for block in range(len(blocks_of(model))):
-        linears, scores = linears_of(model, [block]), _scores(model, block, norms)
+        linears, scores = linears_of(model, [block]), wanda_scores(model, block, norms)
         dense, losses[block] = {name: linear.weight.clone() for name, linear in linears.items()}, []
         try:
             for pattern in map(Pattern.parse, _levels(levels)):
                 for name, linear in linears.items():
                     linear.weight.copy_(dense[name].masked_fill(prune_rows(scores[name], pattern, per_row=True), 0))
-                losses[block].append(_mean_loss(model, windows))
+                losses[block].append(mean_loss(model, windows))
         finally:
             for name, linear in linears.items():
                 linear.weight.copy_(dense[name])
     return losses
 
 
-def spend(curves: dict[int, list[tuple[float, float]]], budget: float) -> dict[int, float]:
+def allocate_budget(curves: dict[int, list[tuple[float, float]]], budget: float) -> dict[int, float]:
     """Zeros of each block, `budget` in all, of least total loss; curves: (zeros, loss) by block, zeros increasing.
 
     Each curve is replaced by its lower convex hull. On hulls the best choice takes segments in the order of their slopes,
@@ -83,7 +83,7 @@ def _slope(low: tuple[float, float], high: tuple[float, float]) -> float:
 
 
 def _levels(levels: Sequence[float]) -> list[float]:
-    found = [*map(_fraction, levels)]
+    found = [*map(as_fraction, levels)]
     if len(found) < 2 or found != sorted({*found}):
         raise SparselabError(f"levels={levels}: two or more different fractions, from the lowest to the highest.")
     return found

@@ -52,8 +52,8 @@ def write_books(out: str | Path, *, fetch: Callable[[str], bytes] = download, pr
 
     They hold the same books as ours, in the same order, from the same source files (checked by sha256), cleaned by the
     rules of `clean`; they are not ours byte for byte. fetch: what gives the bytes at an address. What is downloaded waits
-    in the cache until both files are there, so that a broken run goes on. Raises a SparselabError where a book cannot be
-    downloaded or is not the one that was expected, and where the folder cannot be written.
+    in the cache until both files are there, so that an interrupted run goes on. Raises a SparselabError where a book cannot
+    be downloaded or is not the one that was expected, and where the folder cannot be written.
     """
     out = made(Path(out).expanduser(), "name another folder")
     sources = made(cache("books"))

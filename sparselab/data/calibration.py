@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..errors import SparselabError
-from .corpora import CORPORA, _rows, _stream
+from .corpora import CORPORA, joined, rows_of
 
 C4_EVALUATION_TOKENS = 256 * 2048               # the papers cut C4 validation to 256 windows of 2,048 tokens
 
@@ -30,7 +30,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor
     WikiText-2: test rows joined by blank lines; PTB: test sentences joined by spaces; C4: the first 1,100 validation
     documents joined by spaces, cut to 256 x 2,048 tokens; demo: Wikipedia articles joined by blank lines.
     """
-    ids = _encode(tokenizer, _stream(corpus, "evaluation"))
+    ids = _encode(tokenizer, joined(corpus, "evaluation"))
     return ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
 
 
@@ -46,9 +46,9 @@ def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, sampl
         raise SparselabError(f"calibration needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")
     draw = random.Random(seed)
     if corpus in CORPORA and CORPORA[corpus].documents:
-        next_document = _documents(tokenizer, _rows(corpus, "calibration"), seqlen, draw, corpus)
+        next_document = _documents(tokenizer, rows_of(corpus, "calibration"), seqlen, draw, corpus)
     else:
-        ids = _encode(tokenizer, _stream(corpus, "calibration"))
+        ids = _encode(tokenizer, joined(corpus, "calibration"))
         _long_enough(len(ids), seqlen, corpus)
         next_document = lambda: ids                                          # noqa: E731
     windows = []

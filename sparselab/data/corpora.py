@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
 from ..models.hub import online
 from ..runtime.files import cache, sha256
 
@@ -75,7 +75,7 @@ def sha256_of(corpus: str | Path, use: str) -> str:
     return sha256(file) if file else "Hub"
 
 
-def _rows(corpus: str, use: str) -> Sequence[str]:
+def rows_of(corpus: str, use: str) -> Sequence[str]:
     """The rows (documents, articles, sentences) of a corpus, local first, else from the Hub."""
     file = local_file(corpus, use)
     if file is not None:
@@ -123,13 +123,13 @@ def _text(file: Path) -> str:
                              ) from error
 
 
-def _stream(corpus: "str | Path", use: str) -> str:
+def joined(corpus: "str | Path", use: str) -> str:
     """The whole text of a corpus, or of a text file, as one string."""
     if isinstance(corpus, Path) or corpus not in CORPORA:
         path = Path(corpus)
         if not path.is_file():
-            raise SparselabError(f"unknown text {str(corpus)!r}.{nearest(str(corpus), CORPORA)} "
+            raise SparselabError(f"unknown text {str(corpus)!r}.{did_you_mean(str(corpus), CORPORA)} "
                                  "The path of a text file serves too.")
         return _text(path)
     joiner = CORPORA[corpus].evaluation_joiner if use == "evaluation" else " "
-    return joiner.join(_rows(corpus, use))
+    return joiner.join(rows_of(corpus, use))

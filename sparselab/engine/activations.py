@@ -9,8 +9,8 @@ from transformers import Cache
 
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, model_name
-from ..runtime.memory import OUT_OF_MEMORY, batch_size, halving, is_out_of_memory
-from .offload import Shelf
+from ..runtime.memory import OUT_OF_MEMORY, batch_size, is_out_of_memory, with_batch_halving
+from .offload import ActivationStore
 
 STREAM_SHARE = 0.5          # of what the residual stream lacks: half way from targets="dense-model", which adds none, to all
 
@@ -20,7 +20,7 @@ class _Captured(Exception):
 
 
 @dataclass
-class Part:
+class ActivationBatch:
     """Some calibration windows on their way through the blocks: `hidden` [b, seqlen, width] is what the next block
     receives, with every other argument that the model passes to its blocks; `dense`, where a method aims at the dense
     model, is what it would receive there (the same tensor until a block is pruned)."""
@@ -59,17 +59,17 @@ class Part:
         return seen
 
 
-class Sink(Protocol):
+class InputCollector(Protocol):
     """What takes in the calibration tokens of a place: `Statistics`, or a whole feed-forward network."""
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
         """Inputs x [b, seqlen, c]; there in the dense model; dense less pruned residual stream, where it matters."""
 
-    def finish(self, name: str) -> "Sink":
+    def finish(self, name: str) -> "InputCollector":
         """After the last tokens."""
 
 
-class Stream:
+class CalibrationActivations:
     """All calibration activations before the current block; outputs replace inputs, so that one copy is held (two with
     the dense model's)."""
 
@@ -77,25 +77,25 @@ class Stream:
                  offload: str = "device"):
         """Run the model up to its first block, on windows ids [samples, seqlen]."""
         self.model, self.dense = model, dense
-        self.shelf = Shelf.choose(offload, model, ids.numel() * (1 + dense))
-        self.parts = halving(lambda size: [self._capture(part) for part in ids.split(size)],
+        self.store = ActivationStore.choose(offload, model, ids.numel() * (1 + dense))
+        self.parts = with_batch_halving(lambda size: [self._capture(part) for part in ids.split(size)],
                              batch or batch_size(model, ids.shape[1]))
 
-    def _capture(self, ids: LongTensor) -> Part:
-        part = Part(ids, *_first_block_call(self.model, ids))
-        part.hidden = self.shelf.put(part.hidden)
+    def _capture(self, ids: LongTensor) -> ActivationBatch:
+        part = ActivationBatch(ids, *_first_block_call(self.model, ids))
+        part.hidden = self.store.keep(part.hidden)
         part.dense = part.hidden if self.dense else None
         return part
 
-    def _halves(self, part: Part) -> list[Part]:
+    def _halves(self, part: ActivationBatch) -> list[ActivationBatch]:
         """The same activations in two parts; a single window cannot be cut."""
         if len(part.ids) == 1:
             raise SparselabError(OUT_OF_MEMORY)
         size = -(-len(part.ids) // 2)
-        halves = [Part(ids, self.shelf.put(hidden.clone()), *_first_block_call(self.model, ids)[1:])
+        halves = [ActivationBatch(ids, self.store.keep(hidden.clone()), *_first_block_call(self.model, ids)[1:])
                   for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)]
         for half, dense in zip(halves, part.dense.split(size) if self.dense else (), strict=self.dense):
-            half.dense = half.hidden if part.dense is part.hidden else self.shelf.put(dense.clone())
+            half.dense = half.hidden if part.dense is part.hidden else self.store.keep(dense.clone())
         return halves
 
     def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
@@ -112,18 +112,18 @@ class Stream:
                     raise
                 self.parts[k:k + 1] = self._halves(part)
 
-    def _advance(self, part: Part, block: nn.Module, original: nn.Module | None) -> None:
+    def _advance(self, part: ActivationBatch, block: nn.Module, original: nn.Module | None) -> None:
         hidden, shared = part.through(block, part.hidden), part.dense is part.hidden
         if self.dense and not (shared and original is None):
             dense = part.through(original or block, part.dense)
-            part.dense = self.shelf.put(dense, None if shared else part.dense)
+            part.dense = self.store.keep(dense, None if shared else part.dense)
             shared = False
-        part.hidden = self.shelf.put(hidden, part.hidden)
+        part.hidden = self.store.keep(hidden, part.hidden)
         if shared:
             part.dense = part.hidden
 
-    def collect(self, block: nn.Module, make: Callable[[], dict[str, tuple[Sink, str | None]]],
-                original: nn.Module | None = None, prefix: str = "") -> dict[str, Sink]:
+    def collect(self, block: nn.Module, make: Callable[[], dict[str, tuple[InputCollector, str | None]]],
+                original: nn.Module | None = None, prefix: str = "") -> dict[str, InputCollector]:
         """Fill sinks with what some places of the block receive, from one pass over the parts (its outputs are dropped).
         `make` gives new sinks by place, each with the place where its residual stream is read, if that matters; it is
         called anew, with halved parts, when memory runs out."""
@@ -141,7 +141,8 @@ class Stream:
             self.parts = [half for part in self.parts for half in (self._halves(part) if len(part.ids) > 1 else [part])]
 
 
-def _gather(block: nn.Module, original: nn.Module | None, sinks: dict[str, tuple[Sink, str | None]], part: Part) -> None:
+def _gather(block: nn.Module, original: nn.Module | None, sinks: dict[str, tuple[InputCollector, str | None]],
+            part: ActivationBatch) -> None:
     """Hand a part's tokens to the sinks, with those of the dense model where `original` is given."""
     residuals = [place for _, place in sinks.values() if place]
     places = [*residuals, *sinks]                                            # the last to run is a sink

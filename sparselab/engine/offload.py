@@ -9,7 +9,7 @@ from ..errors import SparselabError
 from ..runtime.memory import free_bytes
 
 
-class Shelf:
+class ActivationStore:
     """Where activations wait between two blocks: on the device, in the host's memory, or in a file without a name,
     which is gone when the process is."""
 
@@ -19,7 +19,7 @@ class Shelf:
         self.place, self.device = place, device
 
     @classmethod
-    def choose(cls, offload: str, model: nn.Module, tokens: int) -> "Shelf":
+    def choose(cls, offload: str, model: nn.Module, tokens: int) -> "ActivationStore":
         """By name, or 'auto': on the device while the activations fill at most 40 % of what is free there, else in the
         host's memory while they fill at most half of what is free, else on disk."""
         weight = next(model.parameters())
@@ -31,7 +31,7 @@ class Shelf:
             offload = next((place for place, fit in fits.items() if fit), "disk")
         return cls(offload, weight.device)
 
-    def put(self, new: Tensor, old: Tensor | None = None) -> Tensor:
+    def keep(self, new: Tensor, old: Tensor | None = None) -> Tensor:
         """Keep a tensor; `old`, kept before and no longer needed, gives its room."""
         if self.place == "device" or (self.place == "cpu" and self.device.type == "cpu"):
             return new

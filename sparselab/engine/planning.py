@@ -17,7 +17,7 @@ from ..models.checkpoint import config_of, empty_model
 from ..models.loading import find_device
 from ..numerics.statistics import GRAM
 from ..runtime.memory import TOKENS_AT_ONCE, free_bytes
-from .offload import Shelf
+from .offload import ActivationStore
 
 GIB = 2**30
 RUNTIME = {"cpu": 0.6 * GIB, "cuda": 0.5 * GIB}      # Python and torch themselves, CUDA's context
@@ -132,9 +132,9 @@ def _check_plan(device: torch.device, samples: int, seqlen: int, offload: str) -
         raise SparselabError(f"device={str(device)!r}: a plan is for 'cpu' or 'cuda'.")
     if samples < 1 or seqlen < 2:
         raise SparselabError(f"a plan needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")
-    if offload not in Shelf.PLACES:
-        raise SparselabError(f"offload={offload!r}: a plan is for {', '.join(map(repr, Shelf.PLACES))}; 'auto' chooses one "
-                             "of them when the run begins.")
+    if offload not in ActivationStore.PLACES:
+        places = ", ".join(map(repr, ActivationStore.PLACES))
+        raise SparselabError(f"offload={offload!r}: a plan is for {places}; 'auto' chooses one of them when the run begins.")
 
 
 def memory_terms(shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: str, offload: str

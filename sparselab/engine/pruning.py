@@ -14,11 +14,12 @@ from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of, linears_of, model_name
 from ..models.loading import find_device, find_dtype
 from ..models.validation import check_feed_forward, check_ready, check_rows, check_weights
-from ..patterns import Allocation, Pattern, asked
+from ..patterns import Allocation, Pattern, describe_allocation
 from ..runtime.files import DISTRIBUTION
-from .loop import _Clock, _Run
+from .block import PhaseClock, PruningRun
+from .loop import dry_run_one_block, prune_blocks, start
 from .report import Report
-from .sources import Resident, Streamed
+from .sources import InMemoryBlocks, StreamedBlocks
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     """Prune a model of the OPT or LLaMA family in place, block by block (the protocol of SparseGPT and Wanda).
 
     model: what `sl.load` gave; or the name of a model (a folder, a Hub id), which is then read from its files block by
-    block and written to the folder `out`: never whole in memory, and a broken run goes on where the same call is made
+    block and written to the folder `out`: never whole in memory, and an interrupted run goes on where the same call is made
     again. dtype and device belong to that form, and mean what they mean to `sl.load`.
     calibration: token ids [samples, seqlen] (see `sl.calibration`). method: a name or an instance such as
     `sl.SparseGPT(damp=0.1)`. sparsity: a fraction such as 0.7, or 'n:m' = n zeros in every m consecutive inputs; or one
@@ -60,31 +61,31 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     try:
         run = _prepare(source, calibration, method, pattern, layers, modules)
         if dry_run:
-            return run.trial(batch, offload)
-        run.begin()
-        report = run.run(batch, offload, progress)
+            return dry_run_one_block(run, batch, offload)
+        start(run)
+        report = prune_blocks(run, batch, offload, progress)
         source.close(report)
     finally:
-        source.abandon()
+        source.shutdown()
     report.seconds["total"] = time.perf_counter() - started
     return report
 
 
-def _source(model: nn.Module | str | Path, out, dtype, device, dry_run: bool) -> Resident | Streamed:
+def _source(model: nn.Module | str | Path, out, dtype, device, dry_run: bool) -> InMemoryBlocks | StreamedBlocks:
     if not isinstance(model, nn.Module):
         if out is None and not dry_run:
             raise SparselabError(f"prune({str(model)!r}) reads a model block by block and writes the result: say where, "
                                  "out='folder'. To prune in memory, pass the model that sl.load gives.")
         device, dtype = find_device(device), find_dtype(dtype)
-        return Streamed(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
+        return StreamedBlocks(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
     if out or dtype or device:
         raise SparselabError("out=, dtype= and device= belong to a model given by name. A model in memory is pruned in "
                              "place, as it is; write it with sl.save.")
-    return Resident(model)
+    return InMemoryBlocks(model)
 
 
-def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Method, pattern: Pattern | Allocation, layers,
-             modules) -> "_Run":
+def _prepare(source: InMemoryBlocks | StreamedBlocks, calibration: LongTensor, method: Method,
+             pattern: Pattern | Allocation, layers, modules) -> PruningRun:
     """Everything that can be wrong is found here, before minutes pass."""
     model = source.model
     check_ready(model)
@@ -97,15 +98,16 @@ def _prepare(source: Resident | Streamed, calibration: LongTensor, method: Metho
     shares = _shares(method, pattern, linears, family)
     for name, linear in linears.items():
         shares[name].check_width(linear.in_features, name)
-    if method.joint:
+    if method.prunes_ffn_jointly:
         check_feed_forward(model, family, linears)
     report = Report(_settings(model, calibration, method, pattern, chosen, count))
     if isinstance(pattern, Allocation):
-        report.settings["pattern"] = asked(shares, {name: linear.weight.numel() for name, linear in linears.items()})
+        sizes = {name: linear.weight.numel() for name, linear in linears.items()}
+        report.settings["pattern"] = describe_allocation(shares, sizes)
         report.settings["shares"] = {name: f"{share.n}:{share.m}" if share.m else share.sparsity
                                      for name, share in shares.items()}
-    clock = _Clock(report.seconds, next(model.parameters()).device)
-    return _Run(source, calibration, family, method, pattern, chosen, shares, linears, clock, report)
+    clock = PhaseClock(report.seconds, next(model.parameters()).device)
+    return PruningRun(source, calibration, family, method, pattern, chosen, shares, linears, clock, report)
 
 
 def _shares(method: Method, pattern: Pattern | Allocation, linears: dict[str, nn.Linear], family: Family

@@ -19,15 +19,15 @@ from ..models.hub import quiet
 from ..models.loading import tokenizer_of, write_tokenizer
 from ..models.packed import stored_tensors
 from ..models.saving import REPORT_FILE
-from ..runtime import distributed as ranks
+from ..runtime import distributed
 from ..runtime.files import is_disk_full, write_json
-from ..runtime.memory import batch_size, give_back
+from ..runtime.memory import batch_size, trim_host_memory
 from .report import MatrixRow, Report
 
 MANIFEST = "sparselab-manifest.json"
 
 
-class Resident:
+class InMemoryBlocks:
     """A model that is whole in memory: blocks need not be loaded, and stay where they are."""
 
     streamed, done = False, 0
@@ -35,10 +35,10 @@ class Resident:
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def begin(self, settings: dict, report: Report) -> None:
+    def start(self, settings: dict, report: Report) -> None:
         """Nothing to go on with."""
 
-    def follow(self, settings: dict, report: Report) -> None:
+    def join(self, settings: dict, report: Report) -> None:
         """The same for a process that does not write."""
 
     def load(self, layer: int) -> nn.Module:
@@ -51,11 +51,11 @@ class Resident:
     def close(self, report: Report) -> None:
         """All blocks are finished."""
 
-    def abandon(self) -> None:
+    def shutdown(self) -> None:
         """The run has ended, well or not."""
 
 
-class Streamed:
+class StreamedBlocks:
     """A model in safetensors files. `model` has memory for what comes before the blocks; `load` fills a block, while the
     one after it is read ahead; `finish` writes it as a shard of the result and lets it go.
 
@@ -70,7 +70,7 @@ class Streamed:
         self.out = Path(out).expanduser().absolute() if out else None        # a dry run writes nothing
         if self.out and self.out.exists():
             raise SparselabError(f"{self.out} exists already. Move it away or choose another folder for out=.")
-        ranks.wait()                                                         # nobody writes before all have looked
+        distributed.barrier()                                                         # nobody writes before all have looked
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
         self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks
@@ -125,13 +125,13 @@ class Streamed:
 
     # writing
 
-    def begin(self, settings: dict, report: Report) -> None:
+    def start(self, settings: dict, report: Report) -> None:
         """Make the working folder, or go on in the one that is there; refuse one that other settings made."""
         if (self.part / MANIFEST).exists():
-            self._go_on(settings, report)
+            self._resume(settings, report)
             return
         self.model.sparselab_batch = batch_size(self.model, report.settings["seqlen"])
-        self.manifest = {"settings": self._mine(settings), "batch": self.model.sparselab_batch, "blocks": []}
+        self.manifest = {"settings": self._run_settings(settings), "batch": self.model.sparselab_batch, "blocks": []}
         self._clear()
         needed = sum(like.numel() * like.element_size() for like in self.model.state_dict().values())
         try:
@@ -143,13 +143,13 @@ class Streamed:
             self.part.rmdir()
             raise SparselabError(f"the result needs {needed / 2**20:.0f} MiB, but {self.out.parent} has {free / 2**20:.0f} "
                                  "MiB free. Free some disk space or choose another folder for out=.")
-        self._guard(self._write, 0, self.checkpoint.read(self.outside))
+        self._catch_disk_full(self._write, 0, self.checkpoint.read(self.outside))
 
-    def follow(self, settings: dict, report: Report) -> None:
-        """What `begin` does, in a process that does not write: the first one has made the folder."""
-        self._go_on(settings, report)
+    def join(self, settings: dict, report: Report) -> None:
+        """What `start` does, in a process that does not write: the first one has made the folder."""
+        self._resume(settings, report)
 
-    def _mine(self, settings: dict) -> dict:
+    def _run_settings(self, settings: dict) -> dict:
         """The settings, with the model named by its files: another path may lead there, and they may have changed."""
         return {**settings, "model": str(self.checkpoint.folder.resolve()), "weights": self.checkpoint.digest()}
 
@@ -157,19 +157,19 @@ class Streamed:
         """Remove what a run left that was killed before its first manifest, and no one else's files."""
         for file in self.part.iterdir() if self.part.is_dir() else ():
             if not any(file.match(own) for own in ("model-00001-of-*.safetensors", "*.unfinished")):
-                raise SparselabError(f"the result would grow in {self.part}, which holds {file.name}: not a broken run. "
-                                     "Move that folder away or choose another out=.")
+                raise SparselabError(f"the result would grow in {self.part}, which holds {file.name}: not an interrupted "
+                                     "run. Move that folder away or choose another out=.")
         shutil.rmtree(self.part, ignore_errors=True)
 
-    def _go_on(self, settings: dict, report: Report) -> None:
+    def _resume(self, settings: dict, report: Report) -> None:
         try:
             found = json.loads((self.part / MANIFEST).read_text())
             before, self.model.sparselab_batch, self.done = found["settings"], found["batch"], len(found["blocks"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._broken(MANIFEST, error) from error
-        for key, value in self._mine(settings).items():
+        for key, value in self._run_settings(settings).items():
             if (other := before.get(key)) != value:
-                raise SparselabError(f"{self.part} holds a broken run with {key} = {other}, and this one has {value}. "
+                raise SparselabError(f"{self.part} holds an interrupted run with {key} = {other}, and this one has {value}. "
                                      "Repeat that call to go on with it, delete the folder, or choose another out=.")
         for number in range(self.done + 1):
             self._check(number)
@@ -193,27 +193,27 @@ class Streamed:
 
     def finish(self, layer: int, report: Report) -> None:
         """Write the block as a shard, if it is new, and free its memory."""
-        if layer >= self.done and ranks.rank() == 0:
+        if layer >= self.done and distributed.rank() == 0:
             weights = self.blocks[layer].state_dict()
             block = {f"{self.prefix}.{layer}.{key}": value.to("cpu") for key, value in weights.items()}
             entry = {"rows": [asdict(row) for row in report.rows if row.layer == layer],
                      "epochs": [row for row in report.epochs if row["layer"] == layer]}
             self._wait()
-            self.written = self.writer.submit(self._guard, self._write, layer + 1, block, entry)
+            self.written = self.writer.submit(self._catch_disk_full, self._write, layer + 1, block, entry)
             if self.device.type == "cpu":
                 self._wait()                                                 # memory for a second block is worth more
         self.blocks[layer].to("meta")
-        give_back()
+        trim_host_memory()
 
     def close(self, report: Report) -> None:
         """Write what makes a folder of shards a model, and give it its name."""
         self._wait()
         self.reader.shutdown()
-        if ranks.rank() == 0:
-            self._guard(self._complete, report)
-        ranks.wait()
+        if distributed.rank() == 0:
+            self._catch_disk_full(self._complete, report)
+        distributed.barrier()
 
-    def abandon(self) -> None:
+    def shutdown(self) -> None:
         """The run has ended. After an error let what is being written end; finished blocks stay for the next call."""
         self.reader.shutdown(cancel_futures=True)
         self.writer.shutdown()
@@ -257,7 +257,7 @@ class Streamed:
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
 
-    def _guard(self, work, *arguments) -> None:
+    def _catch_disk_full(self, work, *arguments) -> None:
         """Work that writes; a full disk is one sentence."""
         try:
             work(*arguments)

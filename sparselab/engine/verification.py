@@ -7,13 +7,13 @@ from torch import LongTensor, Tensor, nn
 from ..errors import SparselabError
 from ..evaluation.perplexity import Perplexity, token_losses
 from ..models.architecture import blocks_of, family_of, linears_of, model_name
-from .activations import Stream
-from .sources import Streamed
+from .activations import CalibrationActivations
+from .sources import StreamedBlocks
 
 GATE_SHARE = 32             # one calibration window in 32 (at most 8) measures the dense perplexity before a run
 
 
-def prove(model: nn.Module, calibration: LongTensor) -> Perplexity:
+def verify_blockwise(model: nn.Module, calibration: LongTensor) -> Perplexity:
     """Prove on the first window that block by block equals model(ids), and measure the dense perplexity of a few.
 
     The proof guards against every change in how a library calls its blocks; the perplexity against a checkpoint,
@@ -30,8 +30,8 @@ def prove(model: nn.Module, calibration: LongTensor) -> Perplexity:
         handle.remove()
     gate = Perplexity(torch.cat(losses), calibration.shape[1])
     if not torch.isfinite(gate.losses).all():
-        raise SparselabError(_first_broken(model, calibration[:1]))
-    _compare_walk(model, calibration[:1], last[0])
+        raise SparselabError(_first_nonfinite(model, calibration[:1]))
+    _compare_blockwise(model, calibration[:1], last[0])
     vocabulary = model.get_input_embeddings().num_embeddings
     if gate > 2 * vocabulary:
         warnings.warn(f"{model_name(model)} has a dense perplexity of {gate} on the calibration text, worse than chance "
@@ -39,10 +39,10 @@ def prove(model: nn.Module, calibration: LongTensor) -> Perplexity:
     return gate
 
 
-def _compare_walk(model: nn.Module, window: LongTensor, output: Tensor | tuple) -> None:
+def _compare_blockwise(model: nn.Module, window: LongTensor, output: Tensor | tuple) -> None:
     """Block by block on one window [1, seqlen] against what the last block gave inside the model."""
     whole = output if isinstance(output, Tensor) else output[0]              # [1, seqlen, width]
-    stream = Stream(model, window, 1)
+    stream = CalibrationActivations(model, window, 1)
     for block in blocks_of(model):
         stream.replay(block)
     gap = ((stream.parts[0].hidden - whole).abs().max() / whole.abs().max()).item()
@@ -52,12 +52,12 @@ def _compare_walk(model: nn.Module, window: LongTensor, output: Tensor | tuple) 
                              "please report it with the versions that `python -m sparselab doctor` prints.")
 
 
-def _check_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
+def verify_residual_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
     """What targets="dense-stream" takes for granted: these linears' outputs are added to the residual stream as they are."""
     if targets != "dense-stream":
         return
     residual, block = family_of(model).residual, blocks_of(model)[0]
-    part, seen = Stream(model, window, 1).parts[0], {}
+    part, seen = CalibrationActivations(model, window, 1).parts[0], {}
     places = {name: module for name, module in block.named_modules() if name in {*residual, *residual.values()} - {""}}
     hooks = [module.register_forward_hook(lambda _, args, output, name=name: seen.update({name: (args[0], output)}))
              for name, module in places.items()]
@@ -74,7 +74,7 @@ def _check_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
                              f"{' and '.join(residual)} to the residual stream as they are. Choose targets='dense-model'.")
 
 
-def _prove_calls(source: Streamed, window: LongTensor, targets: str) -> None:
+def verify_streamed(source: StreamedBlocks, window: LongTensor, targets: str) -> None:
     """The same proof for a model in files, cut to its first two blocks."""
     kinds = sorted({*(getattr(source.model.config, "layer_types", None) or ())})
     if len(kinds) > 1:                                                       # two blocks do not speak for all
@@ -87,14 +87,14 @@ def _prove_calls(source: Streamed, window: LongTensor, targets: str) -> None:
         handle = getattr(parent, name)[-1].register_forward_hook(lambda _, args, output: last.append(output))
         source.model.base_model(window.to(source.device), use_cache=False)    # all but the head, which has no memory
         handle.remove()
-        _compare_walk(source.model, window, last[0])
-        _check_stream(source.model, window, targets)
+        _compare_blockwise(source.model, window, last[0])
+        verify_residual_stream(source.model, window, targets)
     finally:
         setattr(parent, name, source.blocks)
         source.forget()
 
 
-def _first_broken(model: nn.Module, ids: LongTensor) -> str:
+def _first_nonfinite(model: nn.Module, ids: LongTensor) -> str:
     """Which linear is the first to receive something that is not finite."""
     broken: list[str] = []
     handles = [linear.register_forward_pre_hook(

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .. import viz
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
 from ..patterns import Pattern
 from ..runtime.files import ROOT
 
@@ -40,7 +40,7 @@ def papers(*names: str) -> pd.DataFrame:
     files = {file.stem: file for file in sorted(PAPERS.glob("*.csv"))}
     for name in names:
         if name not in files:
-            raise SparselabError(f"no published numbers under {name!r}.{nearest(name, files)}")
+            raise SparselabError(f"no published numbers under {name!r}.{did_you_mean(name, files)}")
     return pd.concat([pd.read_csv(files[name], dtype={"pattern": str, "seqlen": "Int64"}) for name in names or files],
                      ignore_index=True)
 

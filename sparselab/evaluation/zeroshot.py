@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.corpora import data_folder
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
 from ..models.architecture import context_length, model_name
 from ..models.validation import check_finite, check_ready
 from ..runtime.files import sha256
-from ..runtime.memory import batch_size, halving
+from ..runtime.memory import batch_size, with_batch_halving
 from .perplexity import Perplexity
 
 ANSWER = "\nAnswer:"
@@ -107,7 +107,7 @@ TASKS = {
 def task_file(name: str, folder: str | Path | None = None) -> Path:
     """Where a task's items are: in the folder, or in that of SPARSELAB_DATA; a SparselabError where they are not."""
     if name not in TASKS:
-        raise SparselabError(f"unknown task {name!r}.{nearest(name, TASKS)}")
+        raise SparselabError(f"unknown task {name!r}.{did_you_mean(name, TASKS)}")
     data = data_folder()
     if folder is None and data is None:
         raise SparselabError("the zero-shot tasks are read from files: set SPARSELAB_DATA to a folder that holds "
@@ -179,7 +179,7 @@ def loglikelihoods(model: nn.Module, tokenizer: PreTrainedTokenizerBase, request
     if not inputs:
         return []
     with tqdm(total=len(requests), desc="zero-shot", unit="choice", disable=not progress, leave=False) as bar:
-        found = halving(lambda size: _pass(model, inputs, wanted, size * len(inputs[0]), bar),
+        found = with_batch_halving(lambda size: _pass(model, inputs, wanted, size * len(inputs[0]), bar),
                         batch_size(model, len(inputs[0])))
     check_finite(model, torch.tensor([value for value, _ in found.values()]), "log-likelihoods")
     return [found[number] for number in range(len(requests))]

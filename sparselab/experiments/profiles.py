@@ -78,12 +78,12 @@ class Recorded(Sweep):
     def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
         return prune(model, windows, method=method, sparsity=pattern, layers=self.layers, progress=False)
 
-    def more(self, model: nn.Module, report: Report, text: str) -> dict:
+    def extra_columns(self, model: nn.Module, report: Report, text: str) -> dict:
         """What a row has beside the sweep's own columns; bytes are those of the tensors on disk."""
         dense, packed = sizes(model)
         kinds = report.frame().groupby("kind", sort=False).sparsity.mean()
         return {"text_windows": _token_count(tokenizer_of(model), self.path_of(text)) // self.seqlen,
-                **super().more(model, report, text),
+                **super().extra_columns(model, report, text),
                 "revision": revision(model), "asked": Pattern.parse(report.settings["pattern"].split(" ")[0]).sparsity,
                 "reached": ";".join(f"{kind}={share:.4f}" for kind, share in kinds.items()),
                 "dense_bytes": dense, "packed_bytes": packed}
@@ -108,7 +108,7 @@ def base(profile: Profile) -> dict:
             "seqlen": profile.seqlen}
 
 
-def facts(profile: Profile, report: Report, model: nn.Module) -> dict:
+def provenance(profile: Profile, report: Report, model: nn.Module) -> dict:
     """The protocol of a row that no sweep made."""
     settings = report.settings
     return {"sparsity": round(report.sparsity, 6), "calibration_sha256": sha256_of(profile.corpus, "calibration"),

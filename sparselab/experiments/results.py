@@ -1,4 +1,4 @@
-"""Recorded rows: one CSV file a sweep, which a broken run goes on with."""
+"""Recorded rows: one CSV file a sweep, which an interrupted run goes on with."""
 import os
 import platform
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def name_of(text: str) -> str:
     return Path(text).name
 
 
-def whole_lines(file: Path) -> bytes:
+def complete_lines(file: Path) -> bytes:
     """What a CSV file holds, without a last line that a killed run left unfinished; nothing where there is no file."""
     content = file.read_bytes() if file.exists() else b""
     return content[:content.rfind(b"\n") + 1]
@@ -32,20 +32,20 @@ def whole_lines(file: Path) -> bytes:
 def read(file: Path) -> pd.DataFrame:
     """A sweep's CSV; patterns are words, also where all of them look like numbers."""
     try:
-        return pd.read_csv(BytesIO(whole_lines(file)), dtype={"pattern": str})
+        return pd.read_csv(BytesIO(complete_lines(file)), dtype={"pattern": str})
     except ValueError as error:
         raise SparselabError(f"{file} is not a whole table: {str(error).strip()}. Mend that line, or move the file away."
                              ) from error
 
 
-def _read_from(table: pd.DataFrame, column: str, text: str, use: str) -> pd.Series | bool:
+def read_from(table: pd.DataFrame, column: str, text: str, use: str) -> pd.Series | bool:
     """Where a table's sha256 is that of a text file; all rows, where there is no such column or file to compare."""
     if column not in table or text in CORPORA or not Path(text).is_file():
         return True
     return table[column] == sha256_of(text, use)
 
 
-def matching(table: pd.DataFrame, key: dict) -> pd.Series:
+def rows_matching(table: pd.DataFrame, key: dict) -> pd.Series:
     """Where a table's rows carry the key, compared as text."""
     if not {*key} <= {*table}:
         raise SparselabError(f"this table lacks the columns {', '.join(sorted({*key} - {*table}))}: it is of something "
@@ -55,7 +55,7 @@ def matching(table: pd.DataFrame, key: dict) -> pd.Series:
 
 def append(file: Path, rows: list[dict]) -> None:
     """Add rows to a CSV file; if it is there, its columns are kept, and the rows must have them."""
-    table, lines = pd.DataFrame(rows), whole_lines(file)
+    table, lines = pd.DataFrame(rows), complete_lines(file)
     columns = [*pd.read_csv(BytesIO(lines), nrows=0)] if lines else [*table]
     if not {*columns} <= {*table}:
         raise SparselabError(f"{file} was written with other columns than these rows have. Move it away, or choose another "
@@ -65,11 +65,11 @@ def append(file: Path, rows: list[dict]) -> None:
     table[columns].to_csv(file, mode="a", header=not lines, index=False)
 
 
-def resumed(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool) -> pd.DataFrame:
+def load_or_compute(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool) -> pd.DataFrame:
     """The rows of a CSV file that carry one of the keys; what is missing is made, a key at a time, and added."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for key in tqdm(keys, desc=file.stem, unit="run", disable=not progress):
-        if not file.exists() or not matching(read(file), key).any():
+        if not file.exists() or not rows_matching(read(file), key).any():
             append(file, [{**key, **row} for row in make(key)])
     table = read(file)
-    return table[pd.concat([matching(table, key) for key in keys], axis=1).any(axis=1)]
+    return table[pd.concat([rows_matching(table, key) for key in keys], axis=1).any(axis=1)]

@@ -20,7 +20,7 @@ from ..methods.registry import named_method
 from ..models.architecture import dense_weights, family_of, restore
 from ..models.loading import load
 from ..patterns import Pattern
-from .results import _read_from, append, machine, matching, name_of, read, whole_lines
+from .results import append, complete_lines, machine, name_of, read, read_from, rows_matching
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot:magnitude", "dsnot:wanda", "dsnot:sparsegpt", "dsnot:published",
            "swaps", "admm", "sparsellm:paper", "sparsellm:published", "sparsellm:repaired", "sparsellm")
@@ -40,8 +40,8 @@ class Sweep:
 
     def run(self, file: Path, methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int] = (0,), *,
             progress: bool = True) -> pd.DataFrame:
-        """Add what is missing to a CSV file and return its rows of this sweep. A row is there when its pruning is done: a
-        broken run goes on where it stopped."""
+        """Add what is missing to a CSV file and return its rows of this sweep. A row is there when its pruning is done: an
+        interrupted run goes on where it stopped."""
         jobs = list(product(seeds, patterns, methods))
         for _, pattern, name in jobs:                                        # what is wrong is said before the first job
             Pattern.parse(pattern), named_method(name, "OPT")
@@ -67,14 +67,14 @@ class Sweep:
             report = self.prune(model, drawn[seed], method, Pattern.parse(pattern))
             rows = [{**self.row(seed, pattern, name, report, text, dense[text],
                                 perplexity(model, ids, seqlen=self.seqlen, progress=False)),
-                     **self.more(model, report, text)} for text, ids in texts.items() if text in wanted]
+                     **self.extra_columns(model, report, text)} for text, ids in texts.items() if text in wanted]
             append(file, rows)
 
     def prune(self, model: nn.Module, windows: Tensor, method: Method, pattern: Pattern) -> Report:
         """One pruning, in place."""
         return prune(model, windows, method=method, sparsity=pattern, progress=False)
 
-    def more(self, model: nn.Module, report: Report, text: str) -> dict:
+    def extra_columns(self, model: nn.Module, report: Report, text: str) -> dict:
         """Columns beyond `row`'s, which tables written earlier lack; they can be gone on with (see `append`)."""
         return {"window_limit": self.windows, "text_sha256": sha256_of(self.path_of(text), "evaluation"),
                 "calibration_sha256": sha256_of(self.corpus, "calibration")}
@@ -85,13 +85,13 @@ class Sweep:
 
     def mine(self, file: Path) -> pd.DataFrame:
         """The rows of a CSV file that are of this sweep: its settings, windows and texts; none where there is no file."""
-        if not whole_lines(file):
+        if not complete_lines(file):
             return pd.DataFrame()
         table = read(file)
         limit = "window_limit" if "window_limit" in table else "windows"     # all that earlier tables say of it
-        same = matching(table, {**self.settings(), limit: self.windows})
-        same &= _read_from(table, "calibration_sha256", self.corpus, "calibration")
-        texts = [(table.text == name_of(text)) & _read_from(table, "text_sha256", text, "evaluation")
+        same = rows_matching(table, {**self.settings(), limit: self.windows})
+        same &= read_from(table, "calibration_sha256", self.corpus, "calibration")
+        texts = [(table.text == name_of(text)) & read_from(table, "text_sha256", text, "evaluation")
                  for text in self.texts]
         return table[same & pd.concat(texts, axis=1).any(axis=1)]
 
@@ -100,7 +100,7 @@ class Sweep:
         names = {*map(name_of, self.texts)}
         if there.empty:
             return names
-        return names - {*there[matching(there, dict(zip(("seed", "pattern", "method"), job, strict=True)))].text}
+        return names - {*there[rows_matching(there, dict(zip(("seed", "pattern", "method"), job, strict=True)))].text}
 
     def settings(self) -> dict[str, str]:
         """What makes a row one of this sweep, as columns."""

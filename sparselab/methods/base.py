@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
 from ..numerics.refit import refit
 from ..numerics.statistics import CROSS, GRAM, Statistics, share
 from ..patterns import Pattern
@@ -48,7 +48,7 @@ class Fit:
         return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
 
 
-def switch(default):
+def common_option(default):
     """A hyper-parameter that every method has; given by its name only."""
     return field(default=default, kw_only=True, metadata={"switch": default})
 
@@ -66,14 +66,14 @@ class Method:
     stream after them, and so make up for part of what the stream lacks already.
     """
 
-    refit: bool = switch(False)
-    targets: str = switch(DENSE_BLOCK)
-    in_order: bool = switch(False)
+    refit: bool = common_option(False)
+    targets: str = common_option(DENSE_BLOCK)
+    in_order: bool = common_option(False)
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
     presets = ()                    # names of class methods that give a published variant for a family, for sweeps
     joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
-    stacks = False                  # whether `solve_together` takes matrices with the same inputs at once
+    shares_column_loop = False                  # whether `solve_together` takes matrices with the same inputs at once
 
     def __post_init__(self):
         for each in fields(self):
@@ -145,7 +145,7 @@ def check_start(method: Method, starts: Collection[str]) -> None:
     """A SparselabError where the method's `initial` is none of the local methods that it can start from."""
     if method.initial not in starts:
         raise SparselabError(f"{type(method).__name__}(initial={method.initial!r}): choose one of {', '.join(starts)}."
-                             + nearest(str(method.initial), starts))
+                             + did_you_mean(str(method.initial), starts))
 
 
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import SparselabError
 from ..numerics.statistics import GRAM, NORMS, Statistics
-from ..runtime import distributed as ranks
+from ..runtime import distributed
 
 GATE_STEPS = 2              # safeguarded Gauss-Newton steps for the gate variable
 CHUNK = {"cpu": 256, "cuda": 16384}     # tokens at a time: in cache on a CPU, large products on a GPU
@@ -29,7 +29,7 @@ class FeedForward:
         self.x = self.dense = self.z = self.s = None
         self.y = up.new_empty(tokens, up.shape[1])
         self.p = up.new_empty(tokens, up.shape[0]) if keep_p else None
-        self.aims = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
+        self.cross_products = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
         """Tokens on their way in, x [..., d]; `dense`: the same place in the dense model, which sets the targets;
@@ -44,7 +44,7 @@ class FeedForward:
         if dense is not None:
             self.dense[part] = dense.detach().reshape(x.shape)
         z, s = self._at_start(part)
-        self._add_aims(self.aims, part, z, s)
+        self._add_aims(self.cross_products, part, z, s)
         p = self.activation(z, s)
         self.y[part] = p @ self.weight["down"].T + (0 if drift is None else drift.reshape(x.shape))
         if self.p is not None:
@@ -91,13 +91,13 @@ class FeedForward:
     def _before(self, weights: dict[str, Tensor], x: Tensor) -> list[Tensor | None]:
         return [x @ weights[role].T + self.bias[role] if role in weights else None for role in ("up", "gate")]
 
-    def first_aims(self, needs: set[str]) -> tuple[Statistics, dict[str, Tensor]]:
+    def initial_cross_products(self, needs: set[str]) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics of x, and what the first matrices aim at, (z - b) X^T and (s - b) X^T [f, d], before any update."""
         inputs = Statistics(self.x.shape[1], self.x.device, needs=needs - {"cross"})
         for part in self.parts():
             inputs.add(self.x[part])
-        ranks.add_up(*self.aims.values())
-        return inputs.finish("the feed-forward network"), self.aims
+        distributed.all_reduce(*self.cross_products.values())
+        return inputs.finish("the feed-forward network"), self.cross_products
 
     def _add_aims(self, aims: dict[str, Tensor], part: slice, z: Tensor, s: Tensor | None) -> None:
         for role, auxiliary in (("up", z), ("gate", s)):
@@ -113,21 +113,21 @@ class FeedForward:
             a = self.activation(*self.before(weights, part)) if self.p is None else self.p[part]
             hidden.add(a)
             outputs.addmm_(self.y[part].T, a)
-        ranks.add_up(outputs)
+        distributed.all_reduce(outputs)
         return hidden.finish("the second linear of the feed-forward network"), outputs
 
     def relative_error(self, weights: dict[str, Tensor], hidden: Statistics, outputs: Tensor) -> float:
         """||Y - W2 a|| / ||Y|| for what the weights really make of x: from W2's Gram matrix where that is of a, else from
         a pass over the tokens."""
         down, whole = weights["down"], square(self.y)
-        ranks.add_up(whole)
+        distributed.all_reduce(whole)
         if self.p is None:
             rest = whole - 2 * (down * outputs).sum(dtype=torch.float64) + ((down @ hidden.gram) * down).sum(
                 dtype=torch.float64)
         else:
             rest = sum(square(self.y[part] - self.activation(*self.before(weights, part)) @ down.T)
                        for part in self.parts())
-            ranks.add_up(rest)
+            distributed.all_reduce(rest)
         return (rest.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(rest > 0)
 
     def update(self, weights: dict[str, Tensor], alpha: float, beta: float, gamma: float, *, last: bool = False
@@ -154,8 +154,8 @@ class FeedForward:
             sums += torch.stack((first, beta * square(y - p @ down.T), gamma * square(p - self.activation(z, s))))
             if not last:
                 self._add_aims(aims, part, z, s)
-        ranks.add_up(sums, *aims.values())
-        terms = (sums / ranks.total(self.filled)).tolist()
+        distributed.all_reduce(sums, *aims.values())
+        terms = (sums / distributed.all_reduce_scalar(self.filled)).tolist()
         return aims, dict(zip(("alpha_term", "beta_term", "gamma_term"), terms, strict=True))
 
 

@@ -2,7 +2,7 @@
 import ast
 from dataclasses import fields, replace
 
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
 from .admm import ADMM
 from .base import Method
 from .dsnot import DSnoT
@@ -22,7 +22,7 @@ def find_method(method: "str | Method") -> Method:
         return method
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
-    raise SparselabError(f"unknown method {method!r}.{nearest(str(method), METHODS)} A method may also be an instance "
+    raise SparselabError(f"unknown method {method!r}.{did_you_mean(str(method), METHODS)} A method may also be an instance "
                          "such as sl.SparseGPT(damp=0.1).")
 
 

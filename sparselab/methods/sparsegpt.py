@@ -36,7 +36,7 @@ class SparseGPT(Method):
             raise SparselabError(f"SparseGPT(block={self.block}, damp={self.damp}): block >= 1 and damp >= 0.")
 
     @property
-    def stacks(self) -> bool:
+    def shares_column_loop(self) -> bool:
         """A subclass with its own way to prune one matrix is asked for one at a time."""
         kind = type(self)
         return kind.solve is SparseGPT.solve and kind.prune_matrix is Method.prune_matrix

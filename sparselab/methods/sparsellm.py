@@ -9,7 +9,7 @@ from ..numerics.refit import refit
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern
 from .admm import ADMM, STARTS
-from .base import Fit, Method, Solution, check_start, regression, switch
+from .base import Fit, Method, Solution, check_start, common_option, regression
 from .feed_forward import FeedForward
 
 
@@ -48,8 +48,8 @@ class SparseLLM(Method):
     down: str = "regression"
     ridge: float | None = None
     new_masks: bool = False
-    refit: bool = switch(True)
-    targets: str = switch("dense-stream")
+    refit: bool = common_option(True)
+    targets: str = common_option("dense-stream")
     name = "sparsellm"
     presets = ("paper", "published", "repaired")
     needs = (GRAM, NORMS)
@@ -104,7 +104,7 @@ class SparseLLM(Method):
         """Prune the two or three matrices together: their fits by role ('up', 'gate', 'down'), and per epoch the true
         relative error and the three penalty terms per token after the step for p, z and s (the last epoch: for p alone).
         An epoch is one pass over the tokens for W2 and one for p, z and s."""
-        inputs, aims = ffn.first_aims(self.all_needs)
+        inputs, aims = ffn.initial_cross_products(self.all_needs)
         best, kept, now, history = math.inf, {}, {}, []
         for epoch in range(self.epochs):
             for role, aim in aims.items():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from ..errors import SparselabError
 from .architecture import family_of
 from .hub import quiet
-from .loading import explained, locate, read_config, remember_tokenizer
+from .loading import friendly_error, locate, read_config, remember_tokenizer
 from .packed import PACKED, stored_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -40,7 +40,7 @@ class Checkpoint:
             try:
                 remember_tokenizer(model, AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
             except Exception as error:
-                raise explained(self.name, error) from error
+                raise friendly_error(self.name, error) from error
         prefix = family_of(model).blocks.split(".")[0] + "."                 # some checkpoints leave 'model.' out
         self.files |= {prefix + key: file for key, file in self.files.items() if prefix + key in model.state_dict()}
         missing = sorted(key for key in stored_tensors(model) if key not in self.files)
@@ -94,7 +94,7 @@ def _fetched(name: str | Path, options: dict) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=FETCHED, **options))
     except Exception as error:
-        raise explained(name, error) from error
+        raise friendly_error(name, error) from error
 
 
 def config_of(name: str) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
 from .architecture import UNLIMITED, family_of, model_name
 from .embedded import EMBEDDED, OPT_MINI, smollm2_folder
 from .hub import online, quiet
@@ -65,7 +65,7 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
                 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
-            raise explained(name, error) from error
+            raise friendly_error(name, error) from error
     model.sparselab_name = str(name)
     remember_tokenizer(model, tokenizer)
     return model.to(device).eval(), tokenizer
@@ -107,7 +107,7 @@ def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
         return dtype
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise SparselabError(f"unknown dtype {dtype!r}.{nearest(dtype, ['float32', 'bfloat16', 'float16'])}")
+        raise SparselabError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, ['float32', 'bfloat16', 'float16'])}")
     return found
 
 
@@ -121,7 +121,7 @@ def locate(name: str) -> tuple[str, dict]:
     if Path(name).is_dir():
         return name, {"local_files_only": True}
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise SparselabError(f"unknown model {name!r}: no folder of this name.{nearest(name, EMBEDDED)} "
+        raise SparselabError(f"unknown model {name!r}: no folder of this name.{did_you_mean(name, EMBEDDED)} "
                              "Other models go by their Hub id, owner/name, such as facebook/opt-125m.")
     return name, {"local_files_only": not online()}
 
@@ -132,7 +132,7 @@ def read_config(name: str | Path, folder: str | Path, options: dict) -> Pretrain
         try:
             config = AutoConfig.from_pretrained(folder, **options)
         except Exception as error:
-            raise explained(name, error) from error
+            raise friendly_error(name, error) from error
     _refuse_other_families(config, name)
     return config
 
@@ -157,7 +157,7 @@ def _causes(error: BaseException | None) -> list[str]:
     return names
 
 
-def explained(name: str | Path, error: Exception) -> SparselabError:
+def friendly_error(name: str | Path, error: Exception) -> SparselabError:
     """One sentence in place of the libraries' chain of exceptions."""
     causes = _causes(error)
     if isinstance(error, SparselabError):

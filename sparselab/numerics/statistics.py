@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
-from ..runtime import distributed as ranks
+from ..runtime import distributed
 from .cholesky import add_gram, inverse_factor, mirror, tensor_cores
 
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
@@ -105,8 +105,9 @@ class Statistics:
     def finish(self, name: str) -> "Statistics":
         """Add up what other processes saw, fill the Gram matrix' other half, and refuse what is not finite, naming the
         module."""
-        ranks.add_up(self.square, self.sums, self.between, self.gram, self.cross, self.drift)
-        self.tokens, self.sequences = ranks.total(self.tokens), ranks.total(self.sequences)
+        distributed.all_reduce(self.square, self.sums, self.between, self.gram, self.cross, self.drift)
+        self.tokens = distributed.all_reduce_scalar(self.tokens)
+        self.sequences = distributed.all_reduce_scalar(self.sequences)
         self._mirrored()
         seen = self.square if self.square is not None else torch.cat(self.samples).float()
         if not torch.isfinite(seen).all():

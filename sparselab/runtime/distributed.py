@@ -43,14 +43,14 @@ def group():
         dist.destroy_process_group()
 
 
-def share(windows: LongTensor) -> LongTensor:
+def shard_windows(windows: LongTensor) -> LongTensor:
     """This process's calibration windows, [samples / processes, seqlen]."""
     if len(windows) < size():
         raise SparselabError(f"{len(windows)} calibration windows for {size()} processes: each needs one. Use more samples.")
     return windows.tensor_split(size())[rank()]
 
 
-def add_up(*tensors: Tensor | None) -> None:
+def all_reduce(*tensors: Tensor | None) -> None:
     """Each tensor becomes its sum over the processes, in place."""
     if size() > 1:
         for tensor in tensors:
@@ -58,7 +58,7 @@ def add_up(*tensors: Tensor | None) -> None:
                 dist.all_reduce(tensor)
 
 
-def total(number: float) -> float:
+def all_reduce_scalar(number: float) -> float:
     """The sum of a number over the processes."""
     if size() == 1:
         return number
@@ -68,7 +68,7 @@ def total(number: float) -> float:
     return type(number)(value.item())
 
 
-def divide(work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result], None]) -> None:
+def run_divided(work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result], None]) -> None:
     """Hand the results, each computed by one process and sent to the others, to `take` by name, in order. `work` is used up:
     alone, a process holds one result at a time, and nothing of the work behind it. Thresholds belong to whole matrices, so
     that a matrix is the smallest piece that gives the same mask as one process does."""
@@ -89,7 +89,7 @@ def divide(work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result]
         take(name, results[place % size()][name])
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
     if size() > 1:
         dist.barrier()

@@ -31,7 +31,8 @@ def free_bytes(device: torch.device) -> int:
 
 def batch_size(model: nn.Module, seqlen: int) -> int:
     """Windows at once: a quarter of free memory filled with the widest activations, and no more than is useful; or what
-    `Streamed` noted on its model, for sums over other batches have other bits, and a broken run may go on elsewhere."""
+    `StreamedBlocks` noted on its model, for sums over other batches have other bits, and an interrupted run may go on
+    elsewhere."""
     if noted := getattr(model, "sparselab_batch", None):
         return noted
     device, config = next(model.parameters()).device, model.config
@@ -46,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
 
 
-def halving(work: Callable[[int], Result], batch: int) -> Result:
+def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
     """`work(batch)`, tried again with half the batch while memory runs out. The work must be free to start anew."""
     while True:
         try:
@@ -69,10 +70,10 @@ def in_batches(function: Callable[[Tensor], Result], windows: Tensor, model: nn.
             bar.update(len(part))
         return results
 
-    return halving(work, batch_size(model, windows.shape[1]))
+    return with_batch_halving(work, batch_size(model, windows.shape[1]))
 
 
-def give_back() -> None:
+def trim_host_memory() -> None:
     """Return freed memory to the system. glibc keeps freed pieces of up to 32 MB, most matrices of a block among them, and
     what it keeps grows from block to block."""
     try:
@@ -86,10 +87,10 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
-    return high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_rss() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def high_water(process: int | str = "self") -> int:
+def peak_rss(process: int | str = "self") -> int:
     """The most bytes that a process ever held, 0 where /proc does not tell; getrusage's figure, which others must take,
     begins with what the parent process held."""
     with suppress(OSError, StopIteration):
@@ -103,7 +104,7 @@ def reset_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    give_back()                                                              # freed memory would be used again, uncounted
+    trim_host_memory()                                                       # freed memory would be used again, uncounted
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")                        # the kernel's code for the high-water mark
     return peak_bytes(device)

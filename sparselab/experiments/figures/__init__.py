@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ...errors import SparselabError, nearest
+from ...errors import SparselabError, did_you_mean
 from ...runtime.files import figure_tables, start_table
 from ..profiles import PROFILES, Profile
 from .ablations import ABLATIONS
@@ -43,9 +43,9 @@ def figure(name: str, *, profile: str | Profile = "mini", folder: str | Path | N
     installed wheel sparselab-figures in the working folder, begun with the rows that ship with the package.
     """
     if name not in FIGURES:
-        raise SparselabError(f"unknown figure {name!r}.{nearest(name, FIGURES)}")
+        raise SparselabError(f"unknown figure {name!r}.{did_you_mean(name, FIGURES)}")
     if isinstance(profile, str) and profile not in PROFILES:
-        raise SparselabError(f"unknown profile {profile!r}.{nearest(profile, PROFILES)}")
+        raise SparselabError(f"unknown profile {profile!r}.{did_you_mean(profile, PROFILES)}")
     chosen = replace(PROFILES[profile] if isinstance(profile, str) else profile, **changes)
     if chosen.layers not in (None, "first half"):
         raise SparselabError(f"layers={chosen.layers!r}: a figure prunes all layers (None) or the 'first half'.")

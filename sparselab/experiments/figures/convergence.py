@@ -11,8 +11,8 @@ from ...engine.pruning import prune
 from ...methods.registry import named_method
 from ...models.architecture import blocks_of, dense_weights, family_of, restore
 from ...models.loading import load
-from ..profiles import LOOP, Profile, base, facts, title_of
-from ..results import resumed
+from ..profiles import LOOP, Profile, base, provenance, title_of
+from ..results import load_or_compute
 
 FIGURE_3 = {"OPT": (3, "0.8"), "LLaMA": (6, "0.7")}      # SparseLLM's figure 3: block and sparsity, OPT-125m and LLaMA-2-13b
 
@@ -31,14 +31,14 @@ def convergence_table(profile: Profile, file: Path, progress: bool) -> pd.DataFr
         windows = calibration(tokenizer, profile.corpus, samples=profile.samples, seqlen=profile.seqlen, seed=key["seed"])
         report = prune(model, windows, method=named_method(key["method"], family), sparsity=sparsity, progress=False,
                        layers=range(block + 1))
-        return [{**row, **facts(profile, report, model)} for row in report.epochs
+        return [{**row, **provenance(profile, report, model)} for row in report.epochs
                 if row["layer"] == block and row["epoch"] < profile.epochs]
 
     count = profile.epochs + 1      # the last epoch ends with the step for p alone: its terms do not compare with the others
     methods = (f"sparsellm:published;epochs={count}", LOOP.format(count))
     keys = [{**base(profile), "layers_pruned": f"blocks 0 to {block}", "pattern": sparsity, "method": method, "seed": seed}
             for method, seed in product(methods, profile.seeds)]
-    return resumed(file, keys, make, progress)
+    return load_or_compute(file, keys, make, progress)
 
 
 def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:

@@ -21,7 +21,7 @@ from ...models.loading import load, tokenizer_of
 from ...patterns import Pattern
 from ...runtime.memory import peak_bytes, reset_peak
 from ..profiles import Profile, title_of
-from ..results import name_of, resumed
+from ..results import load_or_compute, name_of
 
 GLOBAL = "global"               # magnitude's masks over all matrices, then the model's loss itself, by backward passes
 COSTS = (GLOBAL, "magnitude", "wanda", "sparsegpt", "sparsellm:published", "sparsellm")
@@ -37,7 +37,7 @@ def costs_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
             rows = process.submit(cost, profile, key["method"], key["seed"]).result()
         return [{name: value for name, value in row.items() if name not in key} for row in rows]
 
-    return resumed(file, keys, make, progress)
+    return load_or_compute(file, keys, make, progress)
 
 
 def cost(profile: Profile, name: str, seed: int) -> list[dict]:
@@ -52,11 +52,12 @@ def cost(profile: Profile, name: str, seed: int) -> list[dict]:
     if name == GLOBAL:
         _train(model, windows, profile, report, seed)
     extra = round((peak_bytes(model.device) - before) / 2**20, 1)
-    more = {text: {**sweep.more(model, report, text), "extra_mib": extra} for text in map(name_of, profile.texts)}
+    columns = {text: {**sweep.extra_columns(model, report, text), "extra_mib": extra}
+               for text in map(name_of, profile.texts)}
     pruned = _perplexities(model, profile)
     model.load_state_dict(original)
     dense = _perplexities(model, profile)
-    return [{**sweep.row(seed, profile.sparsity, name, report, text, dense[text], pruned[text]), **more[text]}
+    return [{**sweep.row(seed, profile.sparsity, name, report, text, dense[text], pruned[text]), **columns[text]}
             for text in pruned]
 
 

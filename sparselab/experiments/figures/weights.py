@@ -12,8 +12,8 @@ from ...engine.pruning import prune
 from ...methods.registry import named_method
 from ...models.architecture import dense_weights, family_of, linears_of, restore
 from ...models.loading import load
-from ..profiles import Profile, base, facts, title_of
-from ..results import resumed
+from ..profiles import Profile, base, provenance, title_of
+from ..results import load_or_compute
 
 BINS = torch.linspace(-5, 5, 102)                        # in standard deviations of the dense matrix
 GROUPS = 20                                              # by |dense weight|, from the smallest to the largest
@@ -30,14 +30,14 @@ def weights_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
         restore(model, weights)
         method = named_method(key["method"], family_of(model).name)
         report = prune(model, windows, method=method, sparsity=profile.sparsity, layers=profile.layers, progress=False)
-        protocol = facts(profile, report, model)
+        protocol = provenance(profile, report, model)
         pruned = [row.name for row in report.rows]
         return [{**row, **protocol} for row in distribution({name: weights[name] for name in pruned},
                                                          {name: linears_of(model)[name].weight for name in pruned})]
 
     keys = [{**base(profile), "layers_pruned": profile.layers or "all", "pattern": profile.sparsity, "method": method,
              "seed": seed} for method in profile.methods if method.partition(":")[0] not in ("dsnot", "swaps")]
-    return resumed(file, keys, make, progress)
+    return load_or_compute(file, keys, make, progress)
 
 
 def distribution(dense: dict[str, Tensor], pruned: dict[str, Tensor]) -> list[dict]:
