@@ -7,7 +7,7 @@ tokens add up to zero. The loop's regression of W1 divides by that variance. Thr
 
 - pinverse: the real `torch.pinverse` of the tokens, as the released code has it, in place of a ridge of 1e-6;
 - projected: the regression may not move W1 along 1/gamma;
-- (in bench/seeds.csv: sparsellm:repaired, a ridge of 1e-4.)
+- (in bench/published.csv: sparsellm:repaired, a ridge of 1e-4.)
 
 First it prints, block by block, how near 1/gamma is to the eigenvector of the Gram matrix' smallest eigenvalue.
 """

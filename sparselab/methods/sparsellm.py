@@ -31,7 +31,8 @@ class SparseLLM(Method):
     it. `down`: W2 by 'regression', or by ten gradient steps ('descent') as published for OPT. `ridge`: damping of the
     regressions, as a share of the Hessian's mean diagonal; None: `Statistics.damping`. `new_masks`: every epoch chooses
     its masks anew; else the later ones refit the weights under those of the first, at a third of the time. What
-    the switches are worth: bench/ablation.csv. `SparseLLM.published()` is the algorithm as published.
+    the switches are worth: bench/ablation.csv. `SparseLLM.published()` is the code as released,
+    `.paper()` the paper's mathematics, `.repaired()` the code with one ridge changed.
     Memory of a block of N tokens, width d, FFN width f, b bytes a weight: N d (2 b + 4) bytes; from two epochs on 4 N f
     more for z, as much for a gate's s, and for p where it is kept (not `realised`); and about 20 f^2 for the solver.
     """
@@ -83,9 +84,10 @@ class SparseLLM(Method):
 
     @classmethod
     def repaired(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
-        """The published loop with a ridge of 1e-4 in its regressions. What a LayerNorm or RMSNorm gives hardly varies
-        along 1/gamma, the inverse of its weights; a pseudo-inverse divides by that variance and fills W1 with weights
-        that pruning then breaks. The ridge is a hundredth of SparseGPT's own damping, and keeps that direction still."""
+        """The published loop with a ridge of 1e-4 in its regressions. What a LayerNorm gives hardly varies along 1/gamma,
+        the inverse of its weights; a pseudo-inverse divides by that variance and fills W1 with weights that only work
+        together, and pruning takes some of them. The ridge is a hundredth of SparseGPT's own damping, and keeps that
+        direction still."""
         return replace(cls.published(family, epochs), ridge=1e-4)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
