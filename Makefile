@@ -45,6 +45,7 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo
 
 doctor: setup
 	$(BIN)/python -m sparselab doctor

@@ -153,7 +153,7 @@ def test_all_inputs_dead():
 def test_several_sparsities_share_one_factorisation(layer, monkeypatch):
     w, x, _ = layer
     stats, calls = Statistics.of(x).finish("x"), []
-    import sparselab.statistics as module
+    import sparselab.numerics.statistics as module
     factor = module.inverse_factor
     monkeypatch.setattr(module, "inverse_factor", lambda *args: calls.append(1) or factor(*args))
     for sparsity in (0.5, 0.6, 0.7, 0.8):

@@ -22,11 +22,11 @@ FEWER = {"samples=64": "samples=8", "64 * SEQLEN": "8 * SEQLEN", "(0.5, 0.7)": "
 # Code for the first cell, or a text and what takes its place.
 FAULTS = {
     "sound": "",
-    "Wanda without the square root": "from sparselab.statistics import Statistics\n"
+    "Wanda without the square root": "from sparselab.numerics.statistics import Statistics\n"
                                      "Statistics.norms = property(lambda self: self.square)",
     "magnitude's masks for Wanda's": "import sparselab\nsparselab.Wanda.solve = lambda self, weight, stats, pattern: "
                                      "sparselab.Magnitude().solve(weight, stats, pattern)",
-    "perplexities 5 % off": "from sparselab import evaluate\nlosses = evaluate.window_losses\n"
+    "perplexities 5 % off": "from sparselab.evaluation import perplexity as evaluate\nlosses = evaluate.window_losses\n"
                             "evaluate.window_losses = lambda model, ids: losses(model, ids) + 0.0488",
     "a label exchanged": ("Wanda {last.wanda:.1f}, SparseGPT", "SparseGPT {last.wanda:.1f}, Wanda"),
     "a dead kernel": ("last = table", "import os\nos._exit(1)\nlast = table")}

@@ -407,7 +407,7 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
         model = tiny_llama()
         if offload == "cpu":                                                 # as if the device were another
             monkeypatch.setattr(ActivationStore, "_room", lambda self, like: torch.empty_like(like))
-            monkeypatch.setattr(ActivationStore, "put", lambda self, new, old=None: (
+            monkeypatch.setattr(ActivationStore, "keep", lambda self, new, old=None: (
                 self._room(new) if old is None or old is new else old).copy_(new))
         sl.prune(model, windows, method="sparsegpt", sparsity=0.5, targets=targets, offload=offload, progress=False)
         results.append(model.state_dict())
@@ -418,7 +418,7 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
 def test_shelf_chooses_by_size(monkeypatch):
     model = tiny_opt()
     for free, place in ((1e9, "device"), (1e3, "disk")):
-        monkeypatch.setattr("sparselab.runtime.memory.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr("sparselab.engine.offload.free_bytes", lambda _, free=free: free)
         assert ActivationStore.choose("auto", model, 1000).place == place
 
 

@@ -11,7 +11,7 @@ from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
 from ..models.architecture import blocks_of
-from .scores import as_fraction, input_norms, wanda_scores
+from .scores import as_fraction, block_scores, input_norms
 
 
 def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: float = 5.0, spread: float = 0.08
@@ -29,7 +29,7 @@ def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: fl
         raise SparselabError(f"owl(sparsity={sparsity}, threshold={threshold}, spread={spread}): the threshold must be "
                              "positive, and sparsity - spread and sparsity + spread must lie in 0 to 1.")
     norms = input_norms(model, windows)
-    shares = [outlier_share(wanda_scores(model, block, norms).values(), threshold) for block in range(len(blocks_of(model)))]
+    shares = [outlier_share(block_scores(model, block, norms).values(), threshold) for block in range(len(blocks_of(model)))]
     return dict(enumerate(owl_shares(shares, target, spread)))
 
 

@@ -6,6 +6,7 @@ from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
 from ..evaluation.perplexity import window_losses
+from ..methods.wanda import wanda_scores
 from ..models.architecture import linears_of
 from ..models.validation import check_ready, check_rows
 from ..patterns import Pattern
@@ -31,9 +32,10 @@ def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
     return {name: square.sqrt() for name, square in squares.items()}
 
 
-def wanda_scores(model: nn.Module, block: int, norms: dict[str, Tensor]) -> dict[str, Tensor]:
+def block_scores(model: nn.Module, block: int, norms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Wanda's |W_ij| ||X_j|| of the linears of a block, [r, c] each."""
-    return {name: linear.weight.detach().float().abs() * norms[name] for name, linear in linears_of(model, [block]).items()}
+    return {name: wanda_scores(linear.weight.detach().float(), norms[name])
+            for name, linear in linears_of(model, [block]).items()}
 
 
 def mean_loss(model: nn.Module, windows: LongTensor) -> float:

@@ -8,7 +8,7 @@ from torch import LongTensor, nn
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, linears_of
 from ..patterns import Pattern, prune_rows
-from .scores import as_fraction, input_norms, mean_loss, wanda_scores
+from .scores import as_fraction, block_scores, input_norms, mean_loss
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -39,7 +39,7 @@ def sensitivity(model: nn.Module, windows: LongTensor, levels: Sequence[float] =
     others dense; by block. The model is left as it was."""
     norms, losses = input_norms(model, windows), {}
     for block in range(len(blocks_of(model))):
-        linears, scores = linears_of(model, [block]), wanda_scores(model, block, norms)
+        linears, scores = linears_of(model, [block]), block_scores(model, block, norms)
         dense, losses[block] = {name: linear.weight.clone() for name, linear in linears.items()}, []
         try:
             for pattern in map(Pattern.parse, _levels(levels)):

@@ -106,8 +106,8 @@ def _verify(run: PruningRun, progress: bool) -> None:
 def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationActivations:
     """What the first block receives from this process's share of the calibration windows."""
     with run.clock("capture"):
-        return CalibrationActivations(run.source.model, distributed.shard_windows(run.calibration), batch,
-                                      dense=run.needs_dense_stream, offload=offload)
+        return CalibrationActivations(run.source.model, distributed.shard_windows(run.calibration),
+                                      batch or run.source.batch, dense=run.needs_dense_stream, offload=offload)
 
 
 def _progress(run: PruningRun, progress: bool) -> tqdm:

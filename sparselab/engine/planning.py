@@ -11,7 +11,6 @@ from transformers import PretrainedConfig
 from ..errors import SparselabError
 from ..methods.base import DENSE_BLOCK, Method
 from ..methods.registry import find_method
-from ..methods.sparsellm import SparseLLM
 from ..models.architecture import Family, blocks_of, family_of
 from ..models.checkpoint import config_of, empty_model
 from ..models.loading import find_device
@@ -21,7 +20,6 @@ from .offload import ActivationStore
 
 GIB = 2**30
 RUNTIME = {"cpu": 0.6 * GIB, "cuda": 0.5 * GIB}      # Python and torch themselves, CUDA's context
-ADMM_PRODUCTS = 15 + 10                             # r x c x c products of a matrix: 15 steps, and a refit of about 10
 SHARE = 0.5                                         # of a large product's speed that a forward pass or a solver reaches
 
 
@@ -156,13 +154,8 @@ def memory_terms(shape: Shape, method: Method, tokens: int, seqlen: int, size: i
              "activations": (where, size * tokens * shape.width * (1 + aimed)), "forward pass": ("device", forward),
              "statistics": ("device", statistics),
              "solver": ("device", (max(squares) if gram else 0) + 4 * largest)}
-    if isinstance(method, SparseLLM):
-        gates = 1 + (len(shape.family.ffn) == 3)
-        kept = gates * (method.epochs > 1) + (not method.realised)
-        terms["feed-forward variables"] = (
-            "device", tokens * (shape.width * (4 + size * (1 + aimed)) + 4 * kept * shape.inner))
-        terms["ADMM's inverses"] = ("device", 5 * max(squares))
-    return terms
+    own = method.ffn_bytes(tokens, shape.width, shape.inner, len(shape.family.ffn), size)
+    return terms | {name: ("device", value) for name, value in own.items()}
 
 
 def phases(shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: torch.device, dtype: torch.dtype
@@ -173,13 +166,11 @@ def phases(shape: Shape, method: Method, tokens: int, seqlen: int, size: int, de
     forward = tokens * (2 * shape.block + 4 * seqlen * shape.width) * shape.blocks / speed
     passes = 4 if aimed else 2                                               # collect and replay, of both models
     grams = sum(2 * tokens * inputs**2 * (2 if aimed else 0.6) for inputs, _ in shape.groups) * gram
-    products = {"magnitude": 0, "wanda": 0, "sparsegpt": 2, "dsnot": 0, "swaps": 4}.get(method.name, ADMM_PRODUCTS * 2)
-    solve = sum(products * outputs * inputs**2 + 2 * inputs**3 * gram for inputs, outputs in shape.groups)
+    solve = sum(method.products * outputs * inputs**2 + 2 * inputs**3 * gram for inputs, outputs in shape.groups)
     seconds = {"forward passes": passes * forward, "Gram matrices": shape.blocks * grams / exact,
                "solve": shape.blocks * solve / exact}
-    if isinstance(method, SparseLLM):
-        steps = tokens * shape.width * shape.inner * 2 * (4 + 4 * len(shape.family.ffn)) + 2 * tokens * shape.inner**2
-        seconds["feed-forward sub-problems"] = shape.blocks * steps * method.epochs / exact
+    if own := method.ffn_operations(tokens, shape.width, shape.inner, len(shape.family.ffn)):
+        seconds["feed-forward sub-problems"] = shape.blocks * own / exact
     return seconds
 
 

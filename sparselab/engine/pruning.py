@@ -115,7 +115,7 @@ def _shares(method: Method, pattern: Pattern | Allocation, linears: dict[str, nn
     """The pattern of each matrix: as the user divided it, else as the method does."""
     if not isinstance(pattern, Allocation):
         return method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
-    if getattr(method, "scope", "") == "global":
+    if method.allocates:
         raise SparselabError(f"{method} divides the zeros among the matrices itself: give it one number as sparsity=, or "
                              "take scope='matrix'.")
     return pattern.shares(linears, family.blocks)

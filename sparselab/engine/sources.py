@@ -30,7 +30,7 @@ MANIFEST = "sparselab-manifest.json"
 class InMemoryBlocks:
     """A model that is whole in memory: blocks need not be loaded, and stay where they are."""
 
-    streamed, done = False, 0
+    streamed, done, batch = False, 0, None
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -87,6 +87,7 @@ class StreamedBlocks:
         self.ahead: dict[int, Future] = {}
         self.written: Future | None = None
         self.done = 0
+        self.batch: int | None = None               # windows at once: sums over other batches have other bits
 
     @property
     def part(self) -> Path:
@@ -130,8 +131,8 @@ class StreamedBlocks:
         if (self.part / MANIFEST).exists():
             self._resume(settings, report)
             return
-        self.model.sparselab_batch = batch_size(self.model, report.settings["seqlen"])
-        self.manifest = {"settings": self._run_settings(settings), "batch": self.model.sparselab_batch, "blocks": []}
+        self.batch = batch_size(self.model, report.settings["seqlen"])
+        self.manifest = {"settings": self._run_settings(settings), "batch": self.batch, "blocks": []}
         self._clear()
         needed = sum(like.numel() * like.element_size() for like in self.model.state_dict().values())
         try:
@@ -164,7 +165,7 @@ class StreamedBlocks:
     def _resume(self, settings: dict, report: Report) -> None:
         try:
             found = json.loads((self.part / MANIFEST).read_text())
-            before, self.model.sparselab_batch, self.done = found["settings"], found["batch"], len(found["blocks"])
+            before, self.batch, self.done = found["settings"], found["batch"], len(found["blocks"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._broken(MANIFEST, error) from error
         for key, value in self._run_settings(settings).items():

@@ -35,7 +35,7 @@ def verify_blockwise(model: nn.Module, calibration: LongTensor) -> Perplexity:
     vocabulary = model.get_input_embeddings().num_embeddings
     if gate > 2 * vocabulary:
         warnings.warn(f"{model_name(model)} has a dense perplexity of {gate} on the calibration text, worse than chance "
-                      f"({vocabulary}): do checkpoint, tokenizer and text belong together?", stacklevel=3)
+                      f"({vocabulary}): do checkpoint, tokenizer and text belong together?", stacklevel=6)
     return gate
 
 

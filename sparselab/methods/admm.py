@@ -31,6 +31,7 @@ class ADMM(Method):
     levels: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     steps: int = 3
     name = "admm"
+    products = 2 * (15 + 10)        # 15 steps, and a refit of about 10
     needs = (GRAM, NORMS)
 
     def __post_init__(self):

@@ -71,9 +71,11 @@ class Method:
     in_order: bool = common_option(False)
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
+    allocates = False               # whether `shares` divides the zeros among the matrices
+    products = 0                    # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
     presets = ()                    # names of class methods that give a published variant for a family, for sweeps
-    joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
-    shares_column_loop = False                  # whether `solve_together` takes matrices with the same inputs at once
+    prunes_ffn_jointly = False      # whether the feed-forward network is pruned as a whole, by `prune_ffn`
+    shares_column_loop = False      # whether `solve_together` takes matrices with the same inputs at once
 
     def __post_init__(self):
         for each in fields(self):
@@ -98,6 +100,15 @@ class Method:
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
         return dict.fromkeys(weights, pattern)
+
+    def ffn_bytes(self, tokens: int, width: int, inner: int, linears: int, size: int) -> dict[str, float]:
+        """What `prune_ffn` holds beside statistics and weights, by term, of `linears` matrices between `width` and `inner`;
+        size: bytes of a weight. For plans."""
+        return {}
+
+    def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
+        """Floating point operations of the sub-problems of `prune_ffn`, for a block. For plans."""
+        return 0.0
 
     def on(self, ffn: bool) -> "Method":
         """What prunes a matrix of the feed-forward network, or (ffn=False) of the attention: the method itself, unless it

@@ -27,6 +27,11 @@ class Magnitude(Method):
         if self.scope not in ("matrix", "global"):
             raise SparselabError(f"Magnitude(scope={self.scope!r}): scope is 'matrix' or 'global'.")
 
+    @property
+    def allocates(self) -> bool:
+        """Over the whole model the thresholds divide the zeros."""
+        return self.scope == "global"
+
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         if self.scope == "matrix" or pattern.m:
             return super().shares(weights, pattern)

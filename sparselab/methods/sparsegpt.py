@@ -28,6 +28,7 @@ class SparseGPT(Method):
     block: int = 128
     damp: float = 0.01
     name = "sparsegpt"
+    products = 2
     needs = (GRAM,)
 
     def __post_init__(self):

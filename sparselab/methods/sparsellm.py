@@ -9,7 +9,7 @@ from ..numerics.refit import refit
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern
 from .admm import ADMM, STARTS
-from .base import Fit, Method, Solution, check_start, common_option, regression
+from .base import DENSE_BLOCK, Fit, Method, Solution, check_start, common_option, regression
 from .feed_forward import FeedForward
 
 
@@ -52,9 +52,10 @@ class SparseLLM(Method):
     refit: bool = common_option(True)
     targets: str = common_option("dense-stream")
     name = "sparsellm"
+    products = ADMM.products
     presets = ("paper", "published", "repaired")
     needs = (GRAM, NORMS)
-    joint = True
+    prunes_ffn_jointly = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,6 +102,15 @@ class SparseLLM(Method):
     def feed_forward(self, linears: dict[str, nn.Linear], tokens: int) -> "FeedForward":
         """An empty network for so many tokens; linears by role ('up', 'gate', 'down')."""
         return FeedForward(linears, tokens, keep_p=not self.realised)
+
+    def ffn_bytes(self, tokens: int, width: int, inner: int, linears: int, size: int) -> dict[str, float]:
+        aimed, gates = self.targets != DENSE_BLOCK, linears - 1
+        kept = gates * (self.epochs > 1) + (not self.realised)               # of z, s and p: float32 [tokens, inner]
+        return {"feed-forward variables": tokens * (width * (4 + size * (1 + aimed)) + 4 * kept * inner),
+                "ADMM's inverses": 5 * 4 * max(width, inner)**2}
+
+    def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
+        return self.epochs * (2 * tokens * width * inner * (4 + 4 * linears) + 2 * tokens * inner**2)
 
     def prune_ffn(self, ffn: "FeedForward", shares: dict[str, Pattern]) -> tuple[dict[str, Fit], list[dict]]:
         """Prune the two or three matrices together: their fits by role ('up', 'gate', 'down'), and per epoch the true

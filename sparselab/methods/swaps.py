@@ -26,6 +26,7 @@ class Swaps(Method):
     max_cycles: int = 100
     candidates: int = 16
     name = "swaps"
+    products = 4
     needs = (GRAM,)
 
     def __post_init__(self):

@@ -4,11 +4,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..engine.report import Report
 from ..errors import SparselabError
 from ..runtime.files import is_disk_full
 from .architecture import model_name
@@ -19,7 +19,14 @@ from .packed import write_packed
 REPORT_FILE = "sparselab-report.json"
 
 
-def save(model: nn.Module, report: Report, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None,
+class Savable(Protocol):
+    """What a run says of itself, `sl.Report`; models know no more of it than that it writes a file."""
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON."""
+
+
+def save(model: nn.Module, report: Savable, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None,
          overwrite: bool = False, packed: bool = False) -> Path:
     """Write the pruned model (safetensors that transformers and `load` read), its tokenizer and the report.
 
@@ -53,7 +60,7 @@ def save(model: nn.Module, report: Report, folder: str | Path, *, tokenizer: Pre
     return folder
 
 
-def _write(model, report: Report, folder: Path, tokenizer, packed: bool) -> None:
+def _write(model, report: Savable, folder: Path, tokenizer, packed: bool) -> None:
     try:
         with quiet():
             if packed:

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from ..errors import SparselabError
@@ -20,21 +22,11 @@ TOKENS_AT_ONCE = 4096           # on a CPU more tokens at once are not faster, o
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except OSError:                                                          # not Linux: assume a small laptop
-        return 4 << 30
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def batch_size(model: nn.Module, seqlen: int) -> int:
-    """Windows at once: a quarter of free memory filled with the widest activations, and no more than is useful; or what
-    `StreamedBlocks` noted on its model, for sums over other batches have other bits, and an interrupted run may go on
-    elsewhere."""
-    if noted := getattr(model, "sparselab_batch", None):
-        return noted
+    """Windows at once: a quarter of free memory filled with the widest activations, and no more than is useful."""
     device, config = next(model.parameters()).device, model.config
     width = max(8 * config.hidden_size + 4 * getattr(config, "intermediate_size", getattr(config, "ffn_dim", 0)),
                 2 * config.vocab_size)
@@ -43,8 +35,9 @@ def batch_size(model: nn.Module, seqlen: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's exception, a CPU's, or torch's plain RuntimeError for the latter."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+    """A GPU's exception, a CPU's, or one of the plain RuntimeErrors that torch and its back ends raise instead."""
+    return (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+            or (isinstance(error, Exception) and should_reduce_batch_size(error)))
 
 
 def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
