@@ -27,7 +27,7 @@ def test_a_new_method_is_one_dataclass():
     assert torch.equal(linear.weight != 0, kept)
     for switches in ({"refit": True}, {"targets": "dense-stream"}, {"in_order": True}):
         report = sl.prune(model, windows, method=names["RIA"](), sparsity="3:4", progress=False, **switches)
-        assert report.sparsity == pytest.approx(0.75)
+        assert report.sparsity >= 0.75                                       # those that were zero before count, too
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -150,8 +150,8 @@ class BlockPruner:
         weight.copy_(solution.weight.to(weight.device, weight.dtype))
         zeros = weight.numel() - weight.count_nonzero().item()
         self.run.report.rows.append(MatrixRow(
-            name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape), zeros / weight.numel(), fit.before,
-            fit.after, fit.tokens, solution.damp, solution.tries, seconds, peak_bytes(self.run.clock.device)))
+            name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape), zeros / weight.numel(),
+            fit.error_mask_only, fit.error, fit.tokens, solution.damp, solution.tries, seconds, peak_bytes(self.run.clock.device)))
 
 
 def naming_errors(name: str, work: Callable[[], Any]) -> Any:

@@ -29,11 +29,11 @@ class Solution:
 @dataclass
 class Fit:
     """A solution and how well it does on the calibration inputs: ||T X - W' X|| / ||T X|| for the target T with the mask
-    alone (`before`) and with the solution's weights (`after`), over so many tokens."""
+    alone (`error_mask_only`) and with the solution's weights (`error`), over so many tokens."""
 
     solution: Solution
-    before: float
-    after: float
+    error_mask_only: float
+    error: float
     tokens: int
 
     @classmethod
@@ -42,7 +42,7 @@ class Fit:
         parts = list(zip(target.split(ROWS), solution.mask.split(ROWS), solution.weight.split(ROWS), strict=True))
         unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
         whole, before, *after = sum(
-            stats.powers(t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()]))
+            stats.squared_norms(t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()]))
             for t, mask, new in parts).tolist()
         before, after = (share(change, whole) for change in (before, *(after or [before])))
         return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
@@ -137,7 +137,7 @@ class Method:
                 for target, solution in zip(targets, solutions, strict=True)]
 
     def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
-        return weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
+        return weight if stats.cross is None else regression(weight, stats.target_cross(weight), stats)
 
     def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
         if not self.refit or solution.refitted:

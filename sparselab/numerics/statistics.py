@@ -70,7 +70,7 @@ class Statistics:
         self.between += sums.square().sum(0) / x.shape[-2]
         self.sequences += len(sums)
 
-    def outputs(self, weight: Tensor) -> Tensor:
+    def target_cross(self, weight: Tensor) -> Tensor:
         """T X^T for what a linear should give, T = W X_d and what its residual stream lacks; weight, result [r, c]."""
         outputs = weight @ self.cross
         return outputs if self.drift is None else outputs.add_(self.drift)
@@ -129,10 +129,10 @@ class Statistics:
 
     def relative_error(self, weight: Tensor, new: Tensor) -> float:
         """||W X - W' X|| / ||W X||: exact from the Gram matrix, else on the sampled tokens. weight, new [r, c]."""
-        whole, change = self.powers(weight, weight - new).tolist()
+        whole, change = self.squared_norms(weight, weight - new).tolist()
         return share(change, whole)
 
-    def powers(self, *weights: Tensor) -> Tensor:
+    def squared_norms(self, *weights: Tensor) -> Tensor:
         """||W X||^2 of each W [r, c], float64 [n]."""
         if self.gram is not None:                                            # tr(W G W^T), some columns of G at a time
             return torch.stack([sum((weight @ gram).mul_(part).sum(dtype=torch.float64) for gram, part in
