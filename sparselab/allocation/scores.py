@@ -1,6 +1,4 @@
 """What both allocations read of a model: the Wanda scores of a block and the mean loss."""
-from functools import partial
-
 import torch
 from torch import LongTensor, Tensor, nn
 
@@ -8,6 +6,7 @@ from ..errors import SparselabError
 from ..evaluation.perplexity import window_losses
 from ..methods.wanda import wanda_scores
 from ..models.architecture import linears_of
+from ..models.hooks import watching
 from ..models.validation import check_ready, check_rows
 from ..patterns import Pattern
 
@@ -20,15 +19,11 @@ def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
     linears = linears_of(model)
     squares = {name: torch.zeros(linear.in_features, device=linear.weight.device) for name, linear in linears.items()}
 
-    def add(_, args, name):
+    def add(name, args, kwargs):
         squares[name] += args[0].flatten(0, -2).float().square().sum(0)      # [tokens, c] -> [c]
 
-    handles = [linear.register_forward_pre_hook(partial(add, name=name)) for name, linear in linears.items()]
-    try:
+    with watching(linears, before=add):
         mean_loss(model, windows)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: square.sqrt() for name, square in squares.items()}
 
 

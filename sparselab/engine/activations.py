@@ -1,7 +1,7 @@
 """The calibration activations between two blocks: captured, collected into statistics, replayed."""
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from torch import LongTensor, Tensor, nn
@@ -9,6 +9,7 @@ from transformers import Cache
 
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, model_name
+from ..models.hooks import watching
 from ..runtime.memory import OUT_OF_MEMORY, batch_size, is_out_of_memory, with_batch_halving
 from .offload import ActivationStore
 
@@ -42,20 +43,13 @@ class ActivationBatch:
         hidden = hidden.to(next(block.parameters()).device)
         seen = {"": hidden}
 
-        def keep(_, args, name):
+        def keep(name, args, kwargs):
             seen[name] = args[0]
             if name == places[-1]:
                 raise _Captured
 
-        handles = [block.get_submodule(name).register_forward_pre_hook(partial(keep, name=name))
-                   for name in places if name]
-        try:
+        with suppress(_Captured), watching({name: block.get_submodule(name) for name in places if name}, before=keep):
             self.through(block, hidden)
-        except _Captured:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
         return seen
 
 
@@ -161,17 +155,12 @@ def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple,
     """What the model passes to its first block: hidden states [b, seqlen, width], other arguments, keyword arguments."""
     seen: list[tuple[tuple, dict]] = []
 
-    def hook(_, args, kwargs):
+    def keep(name, args, kwargs):
         seen.append((args, dict(kwargs)))
         raise _Captured
 
-    handle = blocks_of(model)[0].register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with suppress(_Captured), watching({"": blocks_of(model)[0]}, before=keep):
         model(ids.to(model.device), use_cache=False)
-    except _Captured:
-        pass
-    finally:
-        handle.remove()
     args, kwargs = seen[0]
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
         raise SparselabError(f"{model_name(model)} passes a key-value cache to its blocks although use_cache=False was "

@@ -151,7 +151,8 @@ class BlockPruner:
         zeros = weight.numel() - weight.count_nonzero().item()
         self.run.report.rows.append(MatrixRow(
             name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape), zeros / weight.numel(),
-            fit.error_mask_only, fit.error, fit.tokens, solution.damp, solution.tries, seconds, peak_bytes(self.run.clock.device)))
+            fit.error_mask_only, fit.error, fit.tokens, solution.damp, solution.tries, seconds,
+            peak_bytes(self.run.clock.device)))
 
 
 def naming_errors(name: str, work: Callable[[], Any]) -> Any:

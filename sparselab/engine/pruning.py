@@ -28,28 +28,64 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
           refit: bool | None = None, targets: str | None = None, in_order: bool | None = None, batch: int | None = None,
           progress: bool = True, out: str | Path | None = None, offload: str = "auto", dtype: torch.dtype | None = None,
           device: str | torch.device | None = None, dry_run: bool = False) -> Report:
-    """Prune a model of the OPT or LLaMA family in place, block by block (the protocol of SparseGPT and Wanda).
-
-    model: what `sl.load` gave; or the name of a model (a folder, a Hub id), which is then read from its files block by
-    block and written to the folder `out`: never whole in memory, and an interrupted run goes on where the same call is made
-    again. dtype and device belong to that form, and mean what they mean to `sl.load`.
-    calibration: token ids [samples, seqlen] (see `sl.calibration`). method: a name or an instance such as
-    `sl.SparseGPT(damp=0.1)`. sparsity: a fraction such as 0.7, or 'n:m' = n zeros in every m consecutive inputs; or one
-    of them for each block (by number) or linear (by its full name), such as `sl.owl` and `sl.by_sensitivity` give.
-    layers: the blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables; None = all.
-    modules: the linears to prune by the end of their names, such as ['fc1', 'fc2']; None = all of the family.
-    refit, targets, in_order: the switches of every method (see `sl.Method`), set here or on the instance; None = the
-    method's own. batch: windows at once; None = from free memory. offload: where the activations wait between two
-    blocks, 'device', 'cpu' or 'disk' (a file without a name); 'auto' = on the device while they fill at most
-    40 % of what is free there, else in the host's memory while they fill at most half of what is free, else on disk.
-    dry_run: prune the first of the blocks only, leave it as it was, write nothing; the report's seconds are those of the
-    whole run, extrapolated (see also `sl.plan`, which needs no model).
+    """Prune a model of the OPT or LLaMA family, block by block, by the protocol of SparseGPT and Wanda.
 
     Unless a switch says otherwise, the statistics of all linears of a block come from one pass through the still dense
     block, whose inputs come from the pruned blocks before it. Embeddings, norms, biases and the output head stay dense.
-    Before anything changes, the engine proves that block by block equals model(ids), and prints the dense perplexity of
-    a few calibration windows (a model in files: on its first two blocks, without the perplexity). Returns a Report.
-    Raises a SparselabError that names what was wrong, before the first weight changes where it can.
+    Before anything changes, the engine proves that block by block equals ``model(ids)``, and prints the dense perplexity
+    of a few calibration windows (a model in files: on its first two blocks, without the perplexity).
+
+    Parameters
+    ----------
+    model : nn.Module, str or Path
+        What `sl.load` gave, which is pruned in place; or the name of a model (a folder, a Hub id), which is then read from
+        its files block by block and written to the folder `out`: never whole in memory, and an interrupted run goes on
+        where the same call is made again.
+    calibration : LongTensor of shape (samples, seqlen)
+        Token ids, see `sl.calibration`.
+    method : str or Method
+        A name, such as 'wanda', or an instance, such as ``sl.SparseGPT(damp=0.1)``.
+    sparsity : float, str or Mapping
+        A fraction of zeros such as 0.7, or 'n:m', n zeros in every m consecutive inputs; or one of them for each block (by
+        number) or linear (by its full name), such as `sl.owl` and `sl.by_sensitivity` give.
+    layers : iterable of int or str, optional
+        The blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables. Default: all.
+    modules : iterable of str, optional
+        The linears to prune, by the end of their names, such as ['fc1', 'fc2']. Default: all of the family.
+    refit : bool, optional
+        Fit the kept weights exactly under the mask. This switch and the next two belong to every method (see `sl.Method`);
+        they are set here or on the instance. Default: the method's own.
+    targets : {'dense-block', 'dense-model', 'dense-stream'}, optional
+        What a linear aims at: what it gives in the dense block, in the dense model, or what the dense model's residual
+        stream is after it. Default: the method's own.
+    in_order : bool, optional
+        Prune the linears of a block in the order in which they run, each on the inputs that the pruned ones before it
+        leave (what GPTQ's code calls ``true_sequential``). Default: the method's own.
+    batch : int, optional
+        Windows at once. Default: what free memory holds.
+    progress : bool, default True
+        A progress bar, and the dense perplexity on standard output.
+    out : str or Path, optional
+        The folder of the result, for a model that is given by name.
+    offload : {'auto', 'device', 'cpu', 'disk'}, default 'auto'
+        Where the activations wait between two blocks; 'disk' is a file without a name. 'auto': on the device while they
+        fill at most 40 % of what is free there, else in the host's memory while they fill at most half of what is free,
+        else on disk.
+    dtype, device : torch.dtype, torch.device or str, optional
+        For a model that is given by name; they mean what they mean to `sl.load`.
+    dry_run : bool, default False
+        Prune the first of the blocks only, leave it as it was, write nothing. The report's seconds are those of the whole
+        run, extrapolated (see also `sl.plan`, which needs no model).
+
+    Returns
+    -------
+    Report
+        A row for each matrix, the seconds by phase, the peak of memory (bytes), the settings.
+
+    Raises
+    ------
+    SparselabError
+        Names what was wrong and what to do, before the first weight changes where it can.
     """
     started = time.perf_counter()
     given = {"refit": refit, "targets": targets, "in_order": in_order}

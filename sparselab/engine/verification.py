@@ -7,6 +7,7 @@ from torch import LongTensor, Tensor, nn
 from ..errors import SparselabError
 from ..evaluation.perplexity import Perplexity, token_losses
 from ..models.architecture import blocks_of, family_of, linears_of, model_name
+from ..models.hooks import watching
 from .activations import CalibrationActivations
 from .sources import StreamedBlocks
 
@@ -20,14 +21,11 @@ def verify_blockwise(model: nn.Module, calibration: LongTensor) -> Perplexity:
     tokenizer and text that do not belong together. Raises a SparselabError where they differ or are not finite.
     """
     losses, last = [], []
-    handle = blocks_of(model)[-1].register_forward_hook(lambda _, args, output: last.append(output))
-    try:
+    with watching({"": blocks_of(model)[-1]}, after=lambda name, args, output: last.append(output)):
         for ids in calibration[:min(8, -(-len(calibration) // GATE_SHARE))].split(1):
             logits = model(ids.to(model.device), use_cache=False).logits
             losses.append(token_losses(logits, ids).mean(1))
             del last[1:]
-    finally:
-        handle.remove()
     gate = Perplexity(torch.cat(losses), calibration.shape[1])
     if not torch.isfinite(gate.losses).all():
         raise SparselabError(_first_nonfinite(model, calibration[:1]))
@@ -59,13 +57,8 @@ def verify_residual_stream(model: nn.Module, window: LongTensor, targets: str) -
     residual, block = family_of(model).residual, blocks_of(model)[0]
     part, seen = CalibrationActivations(model, window, 1).parts[0], {}
     places = {name: module for name, module in block.named_modules() if name in {*residual, *residual.values()} - {""}}
-    hooks = [module.register_forward_hook(lambda _, args, output, name=name: seen.update({name: (args[0], output)}))
-             for name, module in places.items()]
-    try:
+    with watching(places, after=lambda name, args, output: seen.update({name: (args[0], output)})):
         after = part.through(block, part.hidden)
-    finally:
-        for hook in hooks:
-            hook.remove()
     stream = [part.hidden, *(seen[place][0] for place in residual.values() if place in seen), after]
     gaps = [(before.flatten() + seen[name][1].flatten() - then.flatten()).abs().max() / then.abs().max()
             for name, before, then in zip(residual, stream, stream[1:], strict=False)]
@@ -84,9 +77,8 @@ def verify_streamed(source: StreamedBlocks, window: LongTensor, targets: str) ->
     parent, last = source.model.get_submodule(path), []
     setattr(parent, name, nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))))
     try:
-        handle = getattr(parent, name)[-1].register_forward_hook(lambda _, args, output: last.append(output))
-        source.model.base_model(window.to(source.device), use_cache=False)    # all but the head, which has no memory
-        handle.remove()
+        with watching({"": getattr(parent, name)[-1]}, after=lambda name, args, output: last.append(output)):
+            source.model.base_model(window.to(source.device), use_cache=False)    # all but the head, which has no memory
         _compare_blockwise(source.model, window, last[0])
         verify_residual_stream(source.model, window, targets)
     finally:
@@ -97,14 +89,13 @@ def verify_streamed(source: StreamedBlocks, window: LongTensor, targets: str) ->
 def _first_nonfinite(model: nn.Module, ids: LongTensor) -> str:
     """Which linear is the first to receive something that is not finite."""
     broken: list[str] = []
-    handles = [linear.register_forward_pre_hook(
-        lambda _, args, name=name: broken.append(name) if not torch.isfinite(args[0]).all() else None)
-        for name, linear in linears_of(model).items()]
-    try:
+
+    def look(name, args, kwargs):
+        if not torch.isfinite(args[0]).all():
+            broken.append(name)
+
+    with watching(linears_of(model), before=look):
         model(ids.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     where = f"the calibration inputs of {broken[0]} are" if broken else "the model's output is"
     return (f"{where} not finite (NaN or infinite). Look for broken weights before it, or load the model with "
             "dtype=torch.float32: float16 overflows.")
