@@ -10,6 +10,7 @@ import sparselab as sl
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "notebooks/README.md")
 
 
+@pytest.mark.filterwarnings("ignore:opt-mini has a dense perplexity")
 def test_a_new_method_is_one_dataclass():
     """The example of CONTRIBUTING.md prunes a model with every switch, and by its own definition."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]

@@ -426,3 +426,10 @@ def test_header(folder):
     file = sorted(folder.glob("*.safetensors"))[0]
     with safe_open(file, "pt") as opened:
         assert streaming.load_header(file) == list(opened.keys())
+
+
+def test_other_batches_have_other_bits_and_are_refused(folder, windows, monkeypatch):
+    call = break_off(monkeypatch, 1, folder, windows, method="wanda")
+    with pytest.raises(sl.SparselabError, match="interrupted run with batch = None, and this one has 1"):
+        sl.prune(folder, windows, batch=1, **call)
+    sl.prune(folder, windows, **call)

@@ -39,18 +39,19 @@ class PruningRun:
     report: Report
 
     @property
-    def needs_dense_stream(self) -> bool:
+    def aims_at_dense_model(self) -> bool:
         """The method aims at the dense model, whose activations go along."""
         return self.method.targets != DENSE_BLOCK
 
-    def reading(self, phase: str):
+    def file_clock(self, phase: str):
         """The clock for "read" and "write", where there are files."""
         return self.clock(phase) if self.source.streamed else nullcontext()
 
 
 @dataclass
 class BlockPruner:
-    """The chosen linears of one block, in the stages in which they are pruned."""
+    """The chosen linears of one block. A group are those that receive the same input, in the order in which they run; a
+    stage are the groups that are pruned from one pass."""
 
     run: PruningRun
     layer: int
@@ -95,7 +96,7 @@ class BlockPruner:
             tokens = distributed.shard_windows(self.run.calibration).numel()
             return group[0], (method.feed_forward(self._roles(group), tokens), residual)
         first = self.run.linears[self.prefix + group[0]]
-        every = max(1, self.run.calibration.numel() // ERROR_TOKENS)
+        every = max(1, distributed.shard_windows(self.run.calibration).numel() // ERROR_TOKENS)
         return group[0], (Statistics(first.in_features, first.weight.device, needs=method.all_needs, every=every), residual)
 
     def _is_joint(self, group: tuple[str, ...]) -> bool:

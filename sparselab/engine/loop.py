@@ -21,10 +21,10 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
     activations = _capture(run, batch, offload)
     last = max(run.chosen)
     for layer in _progress(run, progress):
-        with run.reading("read"):                            # streamed: from its files; else it is there
+        with run.file_clock("read"):                            # streamed: from its files; else it is there
             block = run.source.load(layer)
         chosen, original = layer in run.chosen, None
-        if chosen and run.needs_dense_stream:
+        if chosen and run.aims_at_dense_model:
             original = copy.deepcopy(block)                  # the dense model's activations go through it
 
         if layer < run.source.done:                          # resumed: as the interrupted run left it
@@ -35,7 +35,7 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
         if layer < last:
             with run.clock("replay"):                        # the pruned block's outputs are the next one's inputs
                 activations.replay(block, original)
-        with run.reading("write"):
+        with run.file_clock("write"):
             run.source.finish(layer, run.report)
     run.report.peak_bytes = peak_bytes(run.clock.device)
     return run.report
@@ -53,11 +53,12 @@ def prune_block(run: PruningRun, activations: CalibrationActivations, block: nn.
         pruner.prune(stage, collected)
 
 
-def start(run: PruningRun) -> None:
+def open_result(run: PruningRun, batch: int | None) -> None:
     """Open the place where the result goes, with what an earlier run left there; the first process looks first."""
     kinds = sorted({name.rsplit(".", 1)[-1] for name in run.linears})
     exact = getattr(run.pattern, "sparsity", None)                           # the report rounds it
-    mine = fingerprint({**run.report.settings, "modules": kinds, "sparsity": exact}, run.calibration)
+    mine = fingerprint({**run.report.settings, "modules": kinds, "sparsity": exact, "batch": batch,
+                        "processes": distributed.size()}, run.calibration)
     if distributed.rank() == 0:
         run.source.start(mine, run.report)
     distributed.barrier()
@@ -66,21 +67,23 @@ def start(run: PruningRun) -> None:
 
 
 def dry_run_one_block(run: PruningRun, batch: int | None, offload: str) -> Report:
-    """The first chosen block, pruned on the first block's inputs, timed, and left as it was."""
+    """The first chosen block, pruned on the first block's inputs, timed, and left as it was. The seconds of the whole run
+    are extrapolated from it, without those of the proof and of writing."""
     activations, layer = _capture(run, batch, offload), run.chosen[0]
-    with run.reading("read"):
+    with run.file_clock("read"):
         block = run.source.load(layer)
     original = copy.deepcopy(block)
-    dense = original if run.needs_dense_stream else None
+    dense = original if run.aims_at_dense_model else None
     try:
         prune_block(run, activations, block, dense, layer)
         with run.clock("replay"):
             activations.replay(block, dense)
     finally:
         block.load_state_dict(original.state_dict())
-    seconds, last = run.report.seconds, max(run.chosen)
+    seconds = run.report.seconds
+    times = {"capture": 1, "read": len(_visited(run)), "replay": max(run.chosen)}
     for phase in seconds:
-        seconds[phase] *= {"capture": 1, "read": last + 1, "replay": last}.get(phase, len(run.chosen))
+        seconds[phase] *= times.get(phase, len(run.chosen))
     seconds["total"] = sum(seconds.values())
     run.report.settings["dry_run"] = layer
     run.report.peak_bytes = peak_bytes(run.clock.device)
@@ -107,11 +110,15 @@ def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationAct
     """What the first block receives from this process's share of the calibration windows."""
     with run.clock("capture"):
         return CalibrationActivations(run.source.model, distributed.shard_windows(run.calibration),
-                                      batch or run.source.batch, dense=run.needs_dense_stream, offload=offload)
+                                      batch or run.source.batch, dense=run.aims_at_dense_model, offload=offload)
 
 
 def _progress(run: PruningRun, progress: bool) -> tqdm:
-    """The numbers of the blocks to go through, with a bar: all that are to be written, else up to the last chosen one."""
-    count = len(blocks_of(run.source.model)) if run.source.streamed else max(run.chosen) + 1
+    """The blocks to go through, with a bar."""
     silent = not progress or distributed.rank() > 0
-    return tqdm(range(count), desc=f"{run.method.name} {run.pattern}", unit="block", disable=silent)
+    return tqdm(_visited(run), desc=f"{run.method.name} {run.pattern}", unit="block", disable=silent)
+
+
+def _visited(run: PruningRun) -> range:
+    """The blocks to go through: all that are to be written, else up to the last chosen one."""
+    return range(len(blocks_of(run.source.model)) if run.source.streamed else max(run.chosen) + 1)

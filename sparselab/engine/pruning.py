@@ -17,7 +17,7 @@ from ..models.validation import check_feed_forward, check_ready, check_rows, che
 from ..patterns import Allocation, Pattern, describe_allocation
 from ..runtime.files import DISTRIBUTION
 from .block import PhaseClock, PruningRun
-from .loop import dry_run_one_block, prune_blocks, start
+from .loop import dry_run_one_block, open_result, prune_blocks
 from .report import Report
 from .sources import InMemoryBlocks, StreamedBlocks
 
@@ -98,7 +98,7 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
         run = _prepare(source, calibration, method, pattern, layers, modules)
         if dry_run:
             return dry_run_one_block(run, batch, offload)
-        start(run)
+        open_result(run, batch)
         report = prune_blocks(run, batch, offload, progress)
         source.close(report)
     finally:

@@ -273,8 +273,8 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
     """What decides the bits of a result, as JSON keeps it."""
     digest = hashlib.sha256(calibration.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     keys = ("model", "method", "pattern", "layers", "dtype", "device", "versions")
-    return json.loads(json.dumps({**{key: settings[key] for key in keys}, "modules": settings["modules"],
-                                  "sparsity": settings.get("sparsity"), "shares": settings.get("shares"),
+    optional = ("modules", "sparsity", "shares", "batch", "processes")
+    return json.loads(json.dumps({**{key: settings[key] for key in keys}, **{key: settings.get(key) for key in optional},
                                   "calibration": f"{settings['samples']} x {settings['seqlen']} tokens, sha256 {digest}"}))
 
 

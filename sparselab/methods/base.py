@@ -101,6 +101,15 @@ class Method:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
         return dict.fromkeys(weights, pattern)
 
+    def feed_forward(self, linears: dict, tokens: int):
+        """Where `prunes_ffn_jointly`: what collects the feed-forward network's tokens; linears by role ('up', 'down', and
+        'gate' where there is one)."""
+        raise NotImplementedError
+
+    def prune_ffn(self, ffn, shares: dict[str, Pattern]) -> tuple[dict[str, Fit], list[dict]]:
+        """Where `prunes_ffn_jointly`: the fits of the network's matrices by role, and rows for the report's epochs."""
+        raise NotImplementedError
+
     def ffn_bytes(self, tokens: int, width: int, inner: int, linears: int, size: int) -> dict[str, float]:
         """What `prune_ffn` holds beside statistics and weights, by term, of `linears` matrices between `width` and `inner`;
         size: bytes of a weight. For plans."""
