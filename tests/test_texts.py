@@ -45,7 +45,7 @@ def test_c4_is_cut_to_the_papers_length(tokenizer, folder):
 
 
 def test_calibration_windows_are_the_papers_draws(tokenizer, folder):
-    """guide A.0, spelled out with the random module."""
+    """The published draw, spelled out with the random module."""
     rows = [json.loads(line)["text"] for line in (folder / "c4-demo.jsonl").read_text().splitlines()]
     random.seed(3)
     expected = []

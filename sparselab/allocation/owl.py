@@ -18,11 +18,29 @@ def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: fl
         ) -> dict[int, float]:
     """Sparsity of each block by OWL: blocks with more outliers among their Wanda scores keep more weights.
 
-    windows: token ids [n, seqlen], as sl.calibration gives. threshold: an outlier is a score above so many times the
-    block's mean score (M). spread: how far a block may be from the target (lambda). The mean over the blocks, which are
-    of one size, is exact. Source: Yin et al., arXiv 2310.05175, defaults M = 5 and lambda = 0.08. Their code stretches the
-    outlier shares to a range of 2 lambda and centres the result on their mean, so that a block may end up nearly 2 lambda
-    off; here the farthest block is lambda off.
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model.
+    windows : LongTensor of shape (n, seqlen)
+        Token ids, as `sl.calibration` gives.
+    sparsity : float
+        The mean over the blocks, which are of one size; it is exact.
+    threshold : float
+        An outlier is a score above so many times the block's mean score (M in the paper).
+    spread : float
+        How far a block may be from the mean (lambda).
+
+    Returns
+    -------
+    dict of int to float
+        What `sl.prune` takes as ``sparsity``.
+
+    Notes
+    -----
+    Source: Yin et al., arXiv 2310.05175, defaults M = 5 and lambda = 0.08. Their code stretches the outlier shares to a
+    range of 2 lambda and centres the result on their mean, so that a block may end up nearly 2 lambda off; here the
+    farthest block is lambda off.
     """
     target = as_fraction(sparsity)
     if not 0 < spread <= min(target, 1 - target) or threshold <= 0:

@@ -17,9 +17,25 @@ def by_sensitivity(model: nn.Module, windows: LongTensor, sparsity: float, *, le
                    losses: dict[int, list[float]] | None = None) -> dict[int, float]:
     """Sparsity of each block, so that the sum of the losses of pruning each block alone is least and the total is exact.
 
-    windows: token ids [n, seqlen]; levels: the sparsities that are tried, so the lowest and highest that a block can get;
-    losses: what `sensitivity` measured with the same levels, if it has been called. The curves are made convex and spent
-    by `allocate_budget`. That losses of several blocks add up is an assumption.
+    The curves are made convex and spent by `allocate_budget`. That losses of several blocks add up is an assumption.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; it is changed and restored meanwhile.
+    windows : LongTensor of shape (n, seqlen)
+        Token ids, as `sl.calibration` gives.
+    sparsity : float
+        Of all blocks together.
+    levels : sequence of float
+        The sparsities that are tried, so the lowest and the highest that a block can get.
+    losses : dict of int to list of float, optional
+        What `sensitivity` measured with the same levels (nats a token), if it has been called.
+
+    Returns
+    -------
+    dict of int to float
+        What `sl.prune` takes as ``sparsity``.
     """
     target, levels = as_fraction(sparsity), _levels(levels)
     if not levels[0] <= target <= levels[-1]:

@@ -25,10 +25,25 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> LongTensor:
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor:
-    """Evaluation tokens [n] of 'wikitext2', 'ptb', 'c4', 'demo' or a text file, tokenised as one string (guide A.0).
+    """Token ids of a text to evaluate on, tokenised as one string, as the papers do it.
 
-    WikiText-2: test rows joined by blank lines; PTB: test sentences joined by spaces; C4: the first 1,100 validation
-    documents joined by spaces, cut to 256 x 2,048 tokens; demo: Wikipedia articles joined by blank lines.
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        What `sl.load` gave.
+    corpus : str or Path
+        'wikitext2' (test rows joined by blank lines), 'ptb' (test sentences joined by spaces), 'c4' (the first 1,100
+        validation documents joined by spaces, cut to 256 x 2,048 tokens), 'demo' (Wikipedia articles joined by blank
+        lines), or a text file.
+
+    Returns
+    -------
+    LongTensor of shape (n,)
+
+    Raises
+    ------
+    SparselabError
+        Where the text is not on this machine: where it was sought, and what brings it.
     """
     ids = _encode(tokenizer, joined(corpus, "evaluation"))
     return ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
@@ -36,11 +51,29 @@ def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor
 
 def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, samples: int = 128, seqlen: int = 2048,
                 seed: int = 0) -> LongTensor:
-    """Random windows for calibration, [samples, seqlen], drawn as SparseGPT and Wanda draw them (guide A.0).
+    """Random windows for calibration, drawn as SparseGPT and Wanda draw them.
 
-    C4 and demo: a document drawn with replacement, rejected unless it is longer than seqlen, and a window inside it.
-    WikiText-2, PTB and text files: windows of the joined training text (locally the validation text stands in for it).
-    Only Python's `random.Random(seed)` decides. Raises a SparselabError if the text is too short for one window.
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        What `sl.load` gave.
+    corpus : str or Path
+        'c4' and 'demo': a document is drawn with replacement, rejected unless it is longer than `seqlen`, and a window
+        inside it. 'wikitext2', 'ptb' and text files: windows of the joined training text (locally the validation text
+        stands in for it).
+    samples, seqlen : int
+        Windows, and tokens in each.
+    seed : int
+        Only Python's ``random.Random(seed)`` decides.
+
+    Returns
+    -------
+    LongTensor of shape (samples, seqlen)
+
+    Raises
+    ------
+    SparselabError
+        Where the text is missing, or too short for one window.
     """
     if samples < 1 or seqlen < 2:
         raise SparselabError(f"calibration needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")

@@ -21,11 +21,31 @@ class Training:
 
 def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: int = 8, rate: float = 1e-4,
              seed: int = 0, progress: bool = True) -> Training:
-    """Train a pruned model in place on windows [n, seqlen], every weight that is zero in its linears kept at zero.
+    """Train a pruned model in place, every weight that is zero in its linears kept at zero.
 
-    AdamW with a linear warm-up over a tenth of the steps and a cosine decay to a tenth of `rate`; all parameters learn,
-    the masks are those of the moment of the call, applied after each step (so that weight decay and momentum cannot
-    revive a weight). batch: windows in a step, drawn anew each time. Returns the losses.
+    AdamW with a linear warm-up over a tenth of the steps and a cosine decay to a tenth of `rate`. All parameters learn;
+    the masks are those of the moment of the call, applied after each step, so that weight decay and momentum cannot
+    revive a weight.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A pruned model in memory.
+    windows : LongTensor of shape (n, seqlen)
+        Token ids to train on.
+    steps, batch : int
+        Steps, and windows in each, drawn anew.
+    rate : float
+        The highest learning rate.
+    seed : int
+        Of the draws.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Training
+        The losses, in nats a token.
     """
     check_rows(model, windows, "the training text")
     if steps < 1 or batch < 1 or rate <= 0:

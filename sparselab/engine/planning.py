@@ -98,12 +98,32 @@ class Shape:
 def plan(model: str | Path | nn.Module | PretrainedConfig, method: str | Method = "sparsegpt", samples: int = 128,
          seqlen: int = 2048, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None,
          offload: str = "device", measure: bool = True) -> Plan:
-    """What `sl.prune(model, ..., out=...)` will need: bytes by term and seconds by phase.
+    """What ``sl.prune(model, ..., out=...)`` will need: bytes by term and seconds by phase.
 
-    model: a name (only its config.json is read), a model, or a configuration of transformers. The memory is what the engine
-    allocates, term by term; the seconds are its matrix products over half of the speed that a large product reaches on
-    the device now (measured in a second; `measure=False` leaves them out, and so does device='cuda' on a machine without
-    a GPU). `sl.prune(..., dry_run=True)` measures a block instead.
+    The memory is what the engine allocates, term by term. The seconds are its matrix products over half of the speed that
+    a large product reaches on the device now. ``sl.prune(..., dry_run=True)`` measures a block instead.
+
+    Parameters
+    ----------
+    model : str, Path, nn.Module or PretrainedConfig
+        A name (only its config.json is read), a model, or a configuration of transformers.
+    method : str or Method
+        As for `sl.prune`.
+    samples, seqlen : int
+        Calibration windows, and tokens in each.
+    device : torch.device or str, optional
+        'cpu' or 'cuda'. Default: the GPU where there is one.
+    dtype : torch.dtype, optional
+        Of the weights. Default: what `sl.prune` would take.
+    offload : {'device', 'cpu', 'disk'}
+        Where the activations wait between two blocks.
+    measure : bool
+        Take a second to measure the device's speed; without it, and for 'cuda' on a machine without a GPU, the seconds are
+        left out.
+
+    Returns
+    -------
+    Plan
     """
     device = find_device(device, here=False)
     _check_plan(device, samples, seqlen, offload)

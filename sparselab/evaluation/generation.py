@@ -10,7 +10,22 @@ from ..models.validation import check_ready
 
 @torch.no_grad()
 def write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, *, tokens: int = 25) -> str:
-    """How the model goes on with a prompt, always taking the likeliest token (greedy, so that runs can be compared)."""
+    """How the model goes on with a prompt, always taking the likeliest token (greedy, so that runs can be compared).
+
+    Parameters
+    ----------
+    model, tokenizer
+        What `sl.load` gave.
+    prompt : str
+        The beginning.
+    tokens : int
+        How many to add at most.
+
+    Returns
+    -------
+    str
+        The prompt and its continuation.
+    """
     check_ready(model)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     length = inputs.input_ids.shape[1]

@@ -53,11 +53,31 @@ class Perplexity(float):
 
 @torch.no_grad()
 def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, progress: bool = True) -> Perplexity:
-    """Perplexity of tokens [n] in non-overlapping windows; the remainder is dropped (guide A.0).
+    """Perplexity of a text in windows that do not overlap; the remainder is dropped.
 
     Each window is scored with its seqlen - 1 inner predictions; the result is exp of the mean over windows. The loss is
-    computed in float32 whatever the model's dtype. Raises a SparselabError if the text is shorter than one window, or a
-    loss is not finite.
+    computed in float32 whatever the model's dtype.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What `sl.load` gave.
+    tokens : LongTensor of shape (n,)
+        See `sl.tokens`.
+    seqlen : int
+        Tokens in a window.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Perplexity
+        A number (exp of nats a token) with `stderr`, `windows` and the `losses` of the windows.
+
+    Raises
+    ------
+    SparselabError
+        If the text is shorter than one window, or a loss is not finite.
     """
     check_ready(model)
     check_windows(model, seqlen)

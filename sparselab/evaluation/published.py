@@ -29,12 +29,25 @@ def known_dense(name: str, corpus: str, seqlen: int) -> float | None:
 
 
 def papers(*names: str) -> pd.DataFrame:
-    """Published numbers as a table, one row each, of all papers or of those named ('sparsellm', 'wanda', ...).
+    """Published numbers as a table.
 
-    Columns: paper, table_or_figure, model (Hub id), method (as in sweeps), pattern (n:m counts zeros), sparsity, metric,
-    dataset, value, layers_pruned ('all', 'first half', 'none' for dense), seqlen (tokens in an evaluation window), source
-    (where the number was read, which for some papers is a text that quotes them). Only numbers that someone can look up
-    are there; the rest of the papers' tables is missing, not zero.
+    Parameters
+    ----------
+    *names : str
+        Papers, such as 'sparsellm' and 'wanda'. Default: all.
+
+    Returns
+    -------
+    DataFrame
+        One row a number. Columns: paper, table_or_figure, model (Hub id), method (as in sweeps), pattern (n:m counts
+        zeros), sparsity, metric, dataset, value, layers_pruned ('all', 'first half', 'none' for dense), seqlen (tokens in
+        an evaluation window), source (where the number was read, which for some papers is a text that quotes them). Only
+        numbers that someone can look up are there; the rest of the papers' tables is missing, not zero.
+
+    Raises
+    ------
+    SparselabError
+        For a name that is not there, with those that are.
     """
     files = {file.stem: file for file in sorted(PAPERS.glob("*.csv"))}
     for name in names:

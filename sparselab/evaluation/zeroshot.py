@@ -247,14 +247,34 @@ def _highest(values: list[float]) -> int:
 def zeroshot(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[str] = tuple(TASKS), *,
              limit: int | None = None, folder: str | Path | None = None, harness: bool = False, progress: bool = True
              ) -> pd.DataFrame:
-    """Zero-shot accuracy with its standard error, one row a task, by lm-eval's definition (acc; acc_norm where it reports
-    that; for LAMBADA the perplexity of the last word too).
+    """Zero-shot accuracy with its standard error, by lm-eval's definition.
 
-    tasks: names as in lm-eval, see `TASKS`. limit: the first so many items of each. folder: where the
-    files are; None: zeroshot/ in the folder that SPARSELAB_DATA names. harness: let an installed lm-eval do it, with its
-    own data from the Hub, on the live model (it comes with the extra `eval`, see the README); then any of its tasks will
-    do. `chance` is the share that guessing gets. Raises a SparselabError that names the file that is missing and where it
-    was sought.
+    Parameters
+    ----------
+    model, tokenizer
+        What `sl.load` gave.
+    tasks : iterable of str
+        Names as in lm-eval, see `TASKS`.
+    limit : int, optional
+        The first so many items of each task. Default: all.
+    folder : str or Path, optional
+        Where the files are. Default: zeroshot/ in the folder that SPARSELAB_DATA names.
+    harness : bool
+        Let an installed lm-eval do it, with its own data from the Hub, on the live model (it comes with the extra `eval`,
+        see the README); then any of its tasks will do.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        One row a task: acc, acc_norm where lm-eval reports that, for LAMBADA the perplexity of the last word too, each with
+        its standard error; `chance` is the share that guessing gets.
+
+    Raises
+    ------
+    SparselabError
+        Names the file that is missing and where it was sought.
     """
     if isinstance(tasks, str):
         raise SparselabError(f"tasks={tasks!r}: pass a list of names, such as [{tasks!r}].")

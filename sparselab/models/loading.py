@@ -47,11 +47,28 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase | None:
 
 def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
          ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer by name: 'opt-mini', 'smollm2-135m', a local folder, or a Hub id such as facebook/opt-125m.
+    """Load a model and its tokenizer by name.
 
-    dtype: None means float32 on a CPU and the checkpoint's own on a GPU. device: None means the GPU where there is one.
-    OPT and LLaMA families, safetensors only, no remote code. The model comes in evaluation mode. Raises a
-    SparselabError with one sentence where a model is missing, gated, out of reach, or of another family.
+    Parameters
+    ----------
+    name : str or Path
+        'opt-mini', 'smollm2-135m', a local folder, or a Hub id such as 'facebook/opt-125m'. OPT and LLaMA families,
+        safetensors only, no remote code.
+    dtype : torch.dtype or str, optional
+        Default: float32 on a CPU, the checkpoint's own on a GPU.
+    device : torch.device or str, optional
+        Default: the GPU where there is one.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode.
+    tokenizer : PreTrainedTokenizerBase
+
+    Raises
+    ------
+    SparselabError
+        In one sentence, where a model is missing, gated, out of reach, or of another family.
     """
     device = find_device(device)
     dtype = find_dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")

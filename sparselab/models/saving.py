@@ -28,13 +28,36 @@ class Savable(Protocol):
 
 def save(model: nn.Module, report: Savable, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None,
          overwrite: bool = False, packed: bool = False) -> Path:
-    """Write the pruned model (safetensors that transformers and `load` read), its tokenizer and the report.
-
-    packed: store only the kept weights and a bit mask; smaller from 6.25 % zeros on (16 bits), and `load` reads it, but
-    transformers does not.
+    """Write the pruned model, its tokenizer and the report into a folder that transformers and `load` read.
 
     Everything goes to a folder beside the target first and is renamed at the end: an interrupted or failed save leaves
-    nothing half-written. The tokenizer is the one that `load` gave out with the model, unless another is passed.
+    nothing half-written.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What `sl.prune` pruned.
+    report : Report
+        What it returned.
+    folder : str or Path
+        Where to; it must not exist yet, unless `overwrite`.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Default: the one that `load` gave out with the model.
+    overwrite : bool
+        Replace a folder that is there.
+    packed : bool
+        Store only the kept weights and a bit mask: smaller from 6.25 % zeros on (16 bits). `load` reads it, transformers
+        does not.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    SparselabError
+        Where the folder exists, or the disk is too small, before anything is written.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not overwrite:
