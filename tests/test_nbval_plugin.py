@@ -143,6 +143,9 @@ def test_not_close(left, right):
 @pytest.mark.parametrize("metadata, left, right, equal", [
     ({"tolerance": 0.001}, "error 0.5000", "error 0.5010", False), ({"tolerance": 0.001}, "0.5000", "0.5003", True),
     ({"tolerance": 0.1}, "ppl 100.0", "ppl 108.0", True), ({"tolerance": 0.1}, "ppl 100.0", "ppl 115.0", False),
+    ({"tolerance": {"errors": 3}}, "0.042 ± 0.004", "0.052 ± 0.004", True),
+    ({"tolerance": {"errors": 3}}, "0.042 ± 0.004", "0.062 ± 0.004", False),
+    ({}, "0.042 ± 0.004", "0.052 ± 0.004", False),
     ({"tolerance": {"integers": 0.05}}, "4100 flipped", "4200 flipped", True),
     ({"tolerance": {"integers": 0.05}}, "4100 flipped", "4400 flipped", False),
     ({"tolerance": {"integers": 0.5}}, "2:4 in layers.3.fc1", "3:4 in layers.3.fc1", False),

@@ -8,7 +8,8 @@ lie near the threshold change sides, and perplexities move by up to a few per ce
 - Integers and all other text are exact.
 
 A cell, or a whole notebook, says otherwise in its metadata: `"tolerance": 0.001` for its decimals, or
-`{"decimals": 0.05, "integers": 0.1}` where counts depend on which weights were pruned.
+`{"decimals": 0.05, "integers": 0.1}` where counts depend on which weights were pruned, `{"errors": 3}` where flipped masks
+move a number by more than the b that is printed, which may know only about windows.
 """
 import math
 import os
@@ -31,10 +32,11 @@ NUMBER_OR_INTEGER = re.compile(rf" *(?<!:){NOT_IN_A_WORD}(?:{DECIMAL}|{BESIDE}|{
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Relative tolerances of the decimals and of the integers in a cell's output."""
+    """Relative tolerances of the decimals and of the integers in a cell's output; that of `a ± b` in units of b."""
 
     decimals: float = DECIMALS
     integers: float = 0.0
+    errors: float = 1.0
 
     def updated(self, metadata: Mapping) -> "Tolerance":
         """With what the metadata of a cell or notebook say under 'tolerance'."""
@@ -104,7 +106,7 @@ def _deviation(a: Number, b: Number, tolerance: Tolerance) -> Deviation:
     exact = not (a.decimal or b.decimal or a.uncertainty is not None)
     limit = tolerance.integers if exact else tolerance.decimals
     allowed = a.value == b.value if exact and not limit else relative <= limit
-    return Deviation(relative, sigmas, allowed or (sigmas is not None and sigmas <= 1))
+    return Deviation(relative, sigmas, allowed or (sigmas is not None and sigmas <= tolerance.errors))
 
 
 def same(stored: str, new: str, tolerance: Tolerance | None = None) -> bool:
