@@ -85,6 +85,7 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
                                              "    assert 'HF_HUB_OFFLINE' not in os.environ\n")
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "SPARSELAB_NBVAL_RTOL")}
+    environment["PYTHONPATH"] = str(CONFIG.parents[1])                       # tools/ is in no environment
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
                "-p", "tools.nbval_plugin", "-p", "no:cacheprovider", f"--nbval-sanitize-with={CONFIG}"]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

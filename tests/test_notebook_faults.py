@@ -44,7 +44,7 @@ def failures(tmp_path_factory) -> dict[str, list[str]]:
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
                "-q", "-p", "tools.nbval_plugin", "-p", "no:cacheprovider",
                f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert (folder / "results.xml").exists(), done.stdout + done.stderr
     cases = [*ElementTree.parse(folder / "results.xml").iter("testcase")]
