@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 TORCH := torch>=2.13,<2.14# the range of pyproject.toml, in a variable because its comma would end an argument of $(if)
 BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
-         --nbval-sanitize-with=tests/nbval_sanitize.cfg -p sparselab.testing.nbval_plugin
+         --nbval-sanitize-with=tests/nbval_sanitize.cfg -p tools.nbval_plugin
 
 .PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures students html clean
 setup: .venv/.ready
@@ -34,7 +34,7 @@ test: setup lint
 # The notebooks under every instruction set that the processor has, with one thread and with two; the table says how far
 # each cell's numbers move. An hour and a half on two cores; broken off, it goes on.
 test-machines: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m sparselab.testing.machines --table bench/machines.md
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tools.machines --table bench/machines.md
 
 bench: setup
 	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \
@@ -45,6 +45,7 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo
 
 doctor: setup
 	$(BIN)/python -m sparselab doctor
@@ -52,8 +53,8 @@ doctor: setup
 # Execute the notebooks from top to bottom, in place; then `git diff` shows what changed. The second run measures what the
 # cost cards say, on a machine that does nothing else.
 notebooks: setup
-	$(BIN)/python -m sparselab.testing.execute notebooks/*.ipynb
-	$(BIN)/python -m sparselab.testing.execute --costs notebooks/*.ipynb
+	$(BIN)/python -m tools.execute_notebooks notebooks/*.ipynb
+	$(BIN)/python -m tools.execute_notebooks --costs notebooks/*.ipynb
 
 # The long sweeps behind the README's tables and notebook 09: three hours on two cores; broken off, they go on.
 tables: setup

@@ -1,7 +1,7 @@
 """Puts the files that sparselab reads at run time into a wheel, as sparselab/_data; all else is in pyproject.toml.
 
 They lie outside the package, once, and setuptools has no setting for that. Paths stay as they are in the repository:
-see sparselab/files.py. An editable install reads them where they are, and gets no copy.
+see sparselab/runtime/files.py. An editable install reads them where they are, and gets no copy.
 """
 import shutil
 from pathlib import Path

@@ -60,7 +60,7 @@ def prune(folder: Path, method: str, samples: int, seqlen: int, dtype: str, laye
     from sparsegpt_solver import machine
 
     import sparselab as sl
-    from sparselab.memory import peak_bytes
+    from sparselab.runtime.memory import peak_bytes
     started = time.perf_counter()
     windows = torch.randint(0, 32000, (samples, seqlen), generator=torch.Generator().manual_seed(0))
     report = sl.prune(folder, windows, method=method, sparsity=0.5, out=folder.with_name("out"), device="cpu",

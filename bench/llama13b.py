@@ -28,13 +28,14 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparselab as sl
-from sparselab import statistics
-from sparselab.checkpoint import INDEX, Checkpoint
-from sparselab.engine import Part, Stream
-from sparselab.memory import peak_bytes, reset_peak
-from sparselab.models import OPT_MINI, blocks_of
-from sparselab.planning import product_speed
-from sparselab.streaming import Streamed
+from sparselab.engine.activations import ActivationBatch, CalibrationActivations
+from sparselab.engine.planning import product_speed
+from sparselab.engine.sources import StreamedBlocks
+from sparselab.models.architecture import blocks_of
+from sparselab.models.checkpoint import INDEX, Checkpoint
+from sparselab.models.embedded import OPT_MINI
+from sparselab.numerics import statistics
+from sparselab.runtime.memory import peak_bytes, reset_peak
 
 SHAPES = {"13b": (5120, 13824, 40, 40, 32000), "7b": (4096, 11008, 32, 32, 32000), "125m": (768, 2048, 12, 12, 32000),
           "1b": (2048, 5504, 30, 16, 32000), "tiny": (256, 688, 4, 4, 4096)}
@@ -84,10 +85,10 @@ def tensor(name: str, like: torch.Tensor, width: int, device: torch.device) -> t
 def floor(folder: Path, windows: torch.Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Seconds of two forward passes through one block, and of reading its file, times the blocks."""
     checkpoint = Checkpoint(folder)
-    source = Streamed(folder, folder.with_name("nowhere"), dtype, device)
+    source = StreamedBlocks(folder, folder.with_name("nowhere"), dtype, device)
     started = time.perf_counter()
     block = source.load(0)
-    read, stream = time.perf_counter() - started, Stream(source.model, windows, dense=False, offload="auto")
+    read, stream = time.perf_counter() - started, CalibrationActivations(source.model, windows, dense=False, offload="auto")
     timings = []
     for _ in range(2):
         if device.type == "cuda":
@@ -98,7 +99,7 @@ def floor(folder: Path, windows: torch.Tensor, device: torch.device, dtype: torc
         if device.type == "cuda":
             torch.cuda.synchronize()
         timings.append(time.perf_counter() - started)
-    source.abandon()
+    source.shutdown()
     count = len(blocks_of(checkpoint.skeleton(dtype)))
     return {"read": read * count, "two passes": 2 * min(timings) * count}
 
@@ -106,7 +107,8 @@ def floor(folder: Path, windows: torch.Tensor, device: torch.device, dtype: torc
 class Watch:
     """Seconds and operations of three things inside the engine's phases. On a GPU by events, so that nothing waits."""
 
-    PLACES = {"forward": (Part, "through"), "gram": (statistics.Statistics, "add"), "factor": (statistics, "inverse_factor")}
+    PLACES = {"forward": (ActivationBatch, "through"), "gram": (statistics.Statistics, "add"),
+              "factor": (statistics, "inverse_factor")}
 
     def __init__(self, device: torch.device):
         self.cuda, self.marks = device.type == "cuda", {name: [] for name in self.PLACES}

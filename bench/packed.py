@@ -17,9 +17,9 @@ import torch
 from safetensors import safe_open
 
 import sparselab as sl
-from sparselab.demo import dense_weights, restore
-from sparselab.packing import PACKED, stored_tensors, unpack
-from sparselab.report import Report
+from sparselab.engine.report import Report
+from sparselab.models.architecture import dense_weights, restore
+from sparselab.models.packed import PACKED, stored_tensors, unpack
 
 MODELS, PATTERNS = ("opt-mini", "smollm2-135m"), ("dense", "0.5", "0.7", "0.9", "2:4")
 

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 import sparselab as sl
-from sparselab.course import inputs_of
-from sparselab.demo import dense_weights, restore
+from sparselab.course.layers import inputs_of
+from sparselab.experiments.results import append, name_of, read, rows_matching
+from sparselab.experiments.sweep import Sweep
 from sparselab.methods.base import regression
-from sparselab.methods.sparsellm import FeedForward, Step
+from sparselab.methods.feed_forward import FeedForward
+from sparselab.methods.sparsellm import Step
+from sparselab.models.architecture import dense_weights, restore
+from sparselab.numerics.statistics import Statistics
 from sparselab.patterns import Pattern
-from sparselab.statistics import Statistics
-from sparselab.sweep import Sweep, append, matching, name_of, read
 
 CHANGES = ("pinverse", "projected")
 
@@ -93,7 +95,7 @@ def main() -> None:
                 print(f"block {block}: |cosine| of 1/gamma and the last eigenvector {cosine:.4f}, eigenvalue {share:.1e}")
         for pattern, change in product(("0.7", "0.8"), CHANGES):
             name = f"sparsellm:published, {change}"
-            if there is not None and matching(there, {"seed": seed, "pattern": pattern, "method": name}).any():
+            if there is not None and rows_matching(there, {"seed": seed, "pattern": pattern, "method": name}).any():
                 continue
             method = Changed(**{f.name: getattr(released, f.name) for f in dataclasses.fields(released)}, change=change,
                              model=model)

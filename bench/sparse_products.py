@@ -16,7 +16,7 @@ import torch
 from torch.sparse import to_sparse_semi_structured
 
 import sparselab as sl
-from sparselab.demo import shown_matrix
+from sparselab.experiments.comparison import shown_matrix
 from sparselab.patterns import prune_rows
 
 SPARSITIES = (0.5, 0.7, 0.9, 0.95, 0.99)

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparselab.factor import inverse_factor
 from sparselab.methods.sparsegpt import prune_columns
+from sparselab.numerics.cholesky import inverse_factor
+from sparselab.numerics.statistics import Statistics
 from sparselab.patterns import Pattern
-from sparselab.statistics import Statistics
 
 SHAPES = {(768, 768): 9, (2048, 2048): 5, (2048, 5632): 3}      # outputs, inputs (width): repetitions
 PATTERNS, BLOCK, DAMP = ("0.7", "2:4"), 128, 0.01

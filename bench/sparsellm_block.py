@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparselab as sl
-from sparselab.memory import peak_bytes, reset_peak
 from sparselab.methods.base import regression
 from sparselab.methods.dsnot import _Side, expected_error
-from sparselab.methods.sparsellm import FeedForward, ridge, solve_p, solve_s
-from sparselab.statistics import GRAM, MOMENTS, NORMS, Statistics
+from sparselab.methods.feed_forward import FeedForward, ridge, solve_p, solve_s
+from sparselab.numerics.statistics import GRAM, MOMENTS, NORMS, Statistics
+from sparselab.runtime.memory import peak_bytes, reset_peak
 
 SVD_GOAL, SELECT_GOAL = 20, 5
 PATTERN = sl.Pattern(0.7)

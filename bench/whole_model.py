@@ -12,8 +12,8 @@ import time
 import torch
 
 import sparselab as sl
-from sparselab.demo import restore
-from sparselab.engine import Stream
+from sparselab.engine.activations import CalibrationActivations
+from sparselab.models.architecture import restore
 
 GOALS = {"magnitude": None, "wanda": 1.2, "sparsegpt": 2.0, "dsnot": None, "swaps": None, "admm": None, "sparsellm": 5.0}
 
@@ -21,7 +21,7 @@ GOALS = {"magnitude": None, "wanda": 1.2, "sparsegpt": 2.0, "dsnot": None, "swap
 @torch.no_grad()
 def two_passes(model, windows) -> float:
     """Seconds of two forward passes through all blocks (the second of the last block is not needed by anybody)."""
-    stream, started = Stream(model, windows), time.perf_counter()
+    stream, started = CalibrationActivations(model, windows), time.perf_counter()
     blocks = sl.blocks_of(model)
     for block in blocks:
         for part in stream.parts:

@@ -16,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 import sparselab as sl
-from sparselab.files import DISTRIBUTION
-from sparselab.models import family_of
-from sparselab.sweep import append, matching, named_method, read
-from sparselab.zeroshot import TASKS, answers, task_file
+from sparselab.evaluation.zeroshot import TASKS, answers, task_file
+from sparselab.experiments.results import append, read, rows_matching
+from sparselab.methods.registry import named_method
+from sparselab.models.architecture import family_of
+from sparselab.runtime.files import DISTRIBUTION
 
 TASK_NAMES = ("piqa", "arc_easy", "winogrande")
 # Model, calibration windows, their length, and what is measured: what fits into half an hour on one core.
@@ -45,7 +46,7 @@ def done(out: Path, name: str, method: str, pattern: str, limit: int) -> set[str
     if not out.exists():
         return set()
     table = read(out)
-    return {*table[matching(table, {"model": name, "method": method, "pattern": pattern, "limit": limit})].task}
+    return {*table[rows_matching(table, {"model": name, "method": method, "pattern": pattern, "limit": limit})].task}
 
 
 def measure(name: str, samples: int, seqlen: int, method: str, pattern: str, *, limit: int, out: Path) -> None:

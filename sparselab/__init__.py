@@ -7,20 +7,25 @@
     report = sl.prune(model, calibration, method="sparsegpt", sparsity=0.7)
     sl.perplexity(model, sl.tokens(tokenizer, "demo"), seqlen=256)
 """
-from .allocation import by_sensitivity, owl
-from .engine import prune
+from .allocation.owl import owl
+from .allocation.sensitivity import by_sensitivity
+from .data.calibration import calibration, tokens
+from .data.corpora import CORPORA
+from .engine.finetuning import Training, finetune
+from .engine.planning import Plan, plan
+from .engine.pruning import prune
+from .engine.report import Report
 from .errors import SparselabError
-from .evaluate import Perplexity, known_dense, perplexity, write
+from .evaluation.generation import write
+from .evaluation.perplexity import Perplexity, perplexity
+from .evaluation.published import known_dense, overlay, papers
+from .evaluation.zeroshot import zeroshot
 from .methods import ADMM, METHODS, DSnoT, Magnitude, Method, Solution, SparseGPT, SparseLLM, Swaps, Wanda
-from .models import FAMILIES, Family, blocks_of, family_of, linears_of, load
-from .papers import overlay, papers
+from .models.architecture import FAMILIES, Family, blocks_of, family_of, linears_of
+from .models.loading import load
+from .models.saving import save
+from .numerics.statistics import Statistics
 from .patterns import Pattern
-from .planning import Plan, plan
-from .report import Report, save
-from .statistics import Statistics
-from .texts import CORPORA, calibration, tokens
-from .training import Training, finetune
-from .zeroshot import zeroshot
 
 __all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
            "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",

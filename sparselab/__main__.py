@@ -6,15 +6,15 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from . import ranks
 from .errors import SparselabError
+from .runtime import distributed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors meant for the user are one sentence on stderr and exit status 1."""
     options = _parser().parse_args(arguments)
     try:
-        with ranks.group() as device, _silence_unless_first():
+        with distributed.group() as device, _silence_unless_first():
             if device is not None and hasattr(options, "device"):
                 options.device = str(device)
             return options.run(options) or 0
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _silence_unless_first():
     """Of several processes one speaks."""
-    return redirect_stdout(io.StringIO()) if ranks.rank() else nullcontext()
+    return redirect_stdout(io.StringIO()) if distributed.rank() else nullcontext()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,7 +167,8 @@ def _writable(path: Path) -> Path:
 
 
 def _load(options):
-    from .models import context_length, load
+    from .models.architecture import context_length
+    from .models.loading import load
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     options.seqlen = options.seqlen or min(2048, context_length(model))
     return model, tokenizer
@@ -175,8 +176,9 @@ def _load(options):
 
 def _perplexity(options, model, tokenizer) -> str:
     """One line: which model, which text, what perplexity, and what the papers print for it where they do."""
-    from .evaluate import known_dense, perplexity
-    from .texts import tokens
+    from .data.calibration import tokens
+    from .evaluation.perplexity import perplexity
+    from .evaluation.published import known_dense
     ids = tokens(tokenizer, options.text)
     result = perplexity(model, ids[:options.windows * options.seqlen] if options.windows else ids, seqlen=options.seqlen)
     known = known_dense(options.model, options.text, options.seqlen)
@@ -185,10 +187,10 @@ def _perplexity(options, model, tokenizer) -> str:
 
 
 def _prune(options) -> None:
-    from .engine import prune
-    from .methods import find_method
+    from .engine.pruning import prune
+    from .methods.registry import find_method
+    from .models.saving import save
     from .patterns import Pattern
-    from .report import save
     options.out = options.out and _writable(options.out)
     if options.out and options.out.exists():
         raise SparselabError(f"{options.out} exists already. Choose another --out.")
@@ -209,15 +211,15 @@ def _prune(options) -> None:
     print(report)
     print(f"pruned: {_perplexity(options, model, tokenizer)}")
     if options.out:
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             save(model, report, options.out)
-        ranks.wait()
+        distributed.barrier()
         print(f"saved in {options.out}")
 
 
 def _check_blocks(model, layers: range | str | None, sparsity: str) -> None:
     """What only the model can tell of the options, before its dense perplexity is measured."""
-    from .models import blocks_of, linears_of
+    from .models.architecture import blocks_of, linears_of
     from .patterns import Pattern
     count = len(blocks_of(model))
     if isinstance(layers, range) and layers.stop > count:
@@ -228,9 +230,10 @@ def _check_blocks(model, layers: range | str | None, sparsity: str) -> None:
 
 def _windows(options, model=None, tokenizer=None):
     """Calibration windows; for a model in files from its tokenizer and configuration alone."""
-    from .checkpoint import Checkpoint
-    from .models import context_length, tokenizer_of
-    from .texts import calibration
+    from .data.calibration import calibration
+    from .models.architecture import context_length
+    from .models.checkpoint import Checkpoint
+    from .models.loading import tokenizer_of
     if model is None:
         model = Checkpoint(options.model).skeleton(None)
         tokenizer = tokenizer_of(model)
@@ -239,7 +242,7 @@ def _windows(options, model=None, tokenizer=None):
 
 
 def _plan(options) -> None:
-    from .planning import plan
+    from .engine.planning import plan
     print(plan(options.model, options.method, options.samples, options.seqlen, options.device))
 
 
@@ -261,8 +264,8 @@ def _evaluate(options) -> None:
 
 
 def _zeroshot(options) -> None:
-    from .models import load
-    from .zeroshot import TASKS, zeroshot
+    from .evaluation.zeroshot import TASKS, zeroshot
+    from .models.loading import load
     tasks = options.tasks.split(",") if options.tasks else list(TASKS)
     table = zeroshot(*load(options.model, dtype=options.dtype, device=options.device), tasks, limit=options.limit,
                      folder=options.folder, harness=options.harness)
@@ -270,8 +273,8 @@ def _zeroshot(options) -> None:
 
 
 def _sweep(options) -> None:
-    from .sweep import METHODS, PATTERNS, Sweep
-    from .tables import claims
+    from .experiments.sweep import METHODS, PATTERNS, Sweep
+    from .experiments.tables import claims
     sweep = Sweep(options.model, options.calibration, options.samples, options.seqlen, tuple(options.texts.split(",")),
                   options.windows)
     options.out = _writable(options.out)
@@ -288,7 +291,8 @@ def _sweep(options) -> None:
 
 
 def _figure(options) -> None:
-    from .figures import figure, figure_tables
+    from .experiments.figures import figure
+    from .runtime.files import figure_tables
     names = ("model", "layers", "corpus", "samples", "seqlen", "windows", "epochs", "block", "seeds")
     changes = {name: getattr(options, name) for name in names}
     for name in ("texts", "methods", "patterns"):
@@ -305,14 +309,14 @@ def _figure(options) -> None:
 
 
 def _demo(options) -> None:
-    from .demo import TABLE_FILE, demo
+    from .experiments.comparison import TABLE_FILE, demo
     _writable(options.out / TABLE_FILE)
     demo(options.out, options.readme, quick=options.quick)
 
 
 def _students(options) -> None:
     from .course.student import write_student_edition
-    from .files import of_checkout
+    from .runtime.files import of_checkout
     folder = options.notebooks or of_checkout("notebooks", "the students' edition")
     files = sorted(folder.expanduser().glob("*.ipynb"))
     if not files:
@@ -323,8 +327,7 @@ def _students(options) -> None:
 
 
 def _tables(options) -> None:
-    from .demo import insert
-    from .tables import page
+    from .experiments.tables import insert, page
     text = page(options.folder)
     if not text:
         raise SparselabError(f"{options.folder} holds no table of a sweep. Name the folder of the CSV files with --folder.")
@@ -335,7 +338,7 @@ def _tables(options) -> None:
 
 
 def _books(options) -> None:
-    from .books import write_books
+    from .data.books import write_books
     for file in write_books(options.out):
         print(file)
     print("The same books from the same sources as those of the README's tables, but not the same bytes: their cleaning "
@@ -343,8 +346,8 @@ def _books(options) -> None:
 
 
 def _fetch(options) -> None:
-    from .models import smollm2_folder
-    from .texts import fetch_demo
+    from .data.demo_corpus import fetch_demo
+    from .models.embedded import smollm2_folder
     print(f"demo texts in {fetch_demo()}")
     print(f"smollm2-135m in {smollm2_folder()}")
 

@@ -5,10 +5,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .files import DISTRIBUTION, INSTALLED, cache
-from .memory import free_bytes
-from .models import OPT_MINI, online, smollm2_package
-from .texts import CORPORA, DEMO_FILES, data_folder, local_file
+from .data.corpora import CORPORA, data_folder, local_file
+from .data.demo_corpus import DEMO_FILES
+from .models.embedded import OPT_MINI, smollm2_package
+from .models.hub import online
+from .runtime.files import DISTRIBUTION, INSTALLED, cache
+from .runtime.memory import free_bytes
 
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "gguf", "pandas", "tqdm", "matplotlib", "jupyterlab",
             "ipywidgets", "accelerate")

@@ -7,7 +7,7 @@ class SparselabError(ValueError):
     """Bad input, a missing model or text, or numerics that cannot go on. The message is meant for the user."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' for a mistyped name, then what is known."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)

@@ -1,13 +1,14 @@
 """Sparsity patterns: how many zeros, and where they may stand; masks with exact counts."""
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import SparselabError
+from .errors import SparselabError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,52 @@ def prune_rows(scores: Tensor, pattern: Pattern, *, per_row: bool) -> Tensor:
 def valid_groups(weight: Tensor, pattern: Pattern) -> bool:
     """Whether every group of m inputs holds at least n zeros."""
     return bool(((weight == 0).view(weight.shape[0], -1, pattern.m).sum(-1) >= pattern.n).all())
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A pattern for each block (by number) or linear (by its full name, which goes before its block)."""
+
+    parts: dict[int | str, Pattern]
+
+    @classmethod
+    def parse(cls, spec: "Mapping | Allocation") -> "Allocation":
+        """From the mapping that a user gave; a SparselabError says which entry is wrong."""
+        if isinstance(spec, Allocation):
+            return spec
+        if not spec:
+            raise SparselabError("sparsity={}: give each block (by number) or linear (by its full name) its sparsity.")
+        return cls({key: _part(key, value) for key, value in spec.items()})
+
+    def shares(self, names: Iterable[str], blocks: str) -> dict[str, Pattern]:
+        """The pattern of each linear by its name, such as 'model.layers.3.mlp.up_proj'; blocks: 'model.layers'."""
+        place = {name: int(name.removeprefix(blocks + ".").split(".")[0]) for name in names}
+        for key in self.parts:
+            if key not in place and key not in place.values():
+                raise SparselabError(f"sparsity={{{key!r}: ...}}: no block or linear that is to be pruned is called that."
+                                     + (did_you_mean(key, place) if isinstance(key, str) else
+                                        f" The blocks are {sorted({*place.values()})}."))
+        for name, block in place.items():
+            if name not in self.parts and block not in self.parts:
+                raise SparselabError(f"sparsity={{...}} says nothing of block {block} ({name}): name all blocks that are "
+                                     "to be pruned, or choose them with layers= and modules=.")
+        return {name: self.parts.get(name, self.parts.get(block)) for name, block in place.items()}
+
+    def __str__(self) -> str:
+        return "allocated"
+
+
+def _part(key: int | str, value: float | str) -> Pattern:
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise SparselabError(f"sparsity={{{key!r}: ...}}: a key is a block's number or a linear's full name.")
+    try:
+        return Pattern.parse(value)
+    except SparselabError as error:
+        raise SparselabError(f"sparsity of {key!r}: {error}") from error
+
+
+def describe_allocation(shares: dict[str, Pattern], sizes: dict[str, int]) -> str:
+    """What an allocation asks for, in words: the share of zeros in all matrices together, and the extremes."""
+    total = sum(shares[name].sparsity * size for name, size in sizes.items()) / sum(sizes.values())
+    low, high = (choose(share.sparsity for share in shares.values()) for choose in (min, max))
+    return f"{total:.4g} allocated, {low:.4g} to {high:.4g}"

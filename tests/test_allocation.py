@@ -6,7 +6,9 @@ import torch
 from conftest import TINY, tiny_llama, tiny_opt
 
 import sparselab as sl
-from sparselab.allocation import input_norms, lower_hull, outlier_share, owl_shares, sensitivity, spend
+from sparselab.allocation.owl import outlier_share, owl_shares
+from sparselab.allocation.scores import input_norms
+from sparselab.allocation.sensitivity import allocate_budget, lower_hull, sensitivity
 
 # OWL
 
@@ -48,9 +50,9 @@ def test_norms_are_those_of_the_inputs(windows):
 def test_hull_and_spending_by_hand():
     assert lower_hull([(0, 0), (1, 3), (2, 2), (3, 6)]) == [(0, 0), (2, 2), (3, 6)]
     curves = {0: [(0, 0), (10, 1), (20, 5)], 1: [(0, 0), (10, 2), (20, 9)]}      # prices .1 .4 and .2 .7
-    assert spend(curves, 15) == {0: 10, 1: 5}
-    assert spend(curves, 25) == {0: 15, 1: 10}
-    assert spend(curves, 40) == {0: 20, 1: 20} and spend(curves, 0) == {0: 0, 1: 0}
+    assert allocate_budget(curves, 15) == {0: 10, 1: 5}
+    assert allocate_budget(curves, 25) == {0: 15, 1: 10}
+    assert allocate_budget(curves, 40) == {0: 20, 1: 20} and allocate_budget(curves, 0) == {0: 0, 1: 0}
 
 
 def test_no_other_choice_costs_less():
@@ -60,7 +62,7 @@ def test_no_other_choice_costs_less():
         curves = {k: [(x, y) for x, y in zip(range(5), torch.rand(5).cumsum(0).tolist(), strict=True)] for k in range(3)}
         cost = [dict(lower_hull(points)) for points in curves.values()]
         line = [torch.tensor([_at(hull, x / 4) for x in range(17)]) for hull in cost]
-        chosen = spend(curves, 6)
+        chosen = allocate_budget(curves, 6)
         best = min(sum(line[k][x] for k, x in enumerate(xs)) for xs in itertools.product(range(17), repeat=3)
                    if sum(xs) == 24)
         assert sum(chosen.values()) == 6

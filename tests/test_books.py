@@ -4,7 +4,8 @@ import lzma
 
 import pytest
 
-from sparselab import SparselabError, books
+from sparselab import SparselabError
+from sparselab.data import books
 
 TEXT = b"*** START OF THE BOOK ***\n\n" + b"It was a day like any other, and nobody in the house had slept. " * 4 + \
        b"\n\n[Illustration]\n\nThe end came soon, and it came quietly.\n\n*** END OF THE BOOK ***\nlicence"

@@ -7,7 +7,9 @@ from conftest import ROOT
 
 import sparselab as sl
 from sparselab.__main__ import main
-from sparselab.demo import BEGIN, END, Setting, compare, figure, insert, machine, markdown, rounded
+from sparselab.experiments.comparison import Setting, compare, figure
+from sparselab.experiments.results import machine
+from sparselab.experiments.tables import BEGIN, END, insert, markdown, rounded
 
 SMALL = ["--seqlen", "64", "--windows", "4"]
 

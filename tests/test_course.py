@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from nbformat import v4
 
 from sparselab import course, linears_of, viz
-from sparselab.course.exercises import Exercise
+from sparselab.course.exercises.checking import Exercise
 from sparselab.course.student import student_edition, write_student_edition
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = sorted(file.stem[1:] for file in (ROOT / "sparselab" / "course").glob("e[0-9][0-9].py"))
+NUMBERS = sorted(file.stem[2:4] for file in (ROOT / "sparselab" / "course" / "exercises").glob("nb[0-9][0-9]_*.py"))
 BANK = {key: exercise for number in NUMBERS for key, exercise in course.exercises_of(number).items()}
 NOTEBOOKS = {file.stem[:2]: file for file in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 SOLUTION = re.compile(r"<summary>\s*Solution.*?</summary>(.*?)</details>", re.DOTALL | re.IGNORECASE)

@@ -10,8 +10,8 @@ import sparselab as sl
 from sparselab import Pattern, Statistics
 from sparselab.methods.dsnot import expected_error, start_scores
 from sparselab.methods.swaps import swap
+from sparselab.numerics.statistics import GRAM, MOMENTS, NORMS
 from sparselab.patterns import prune_rows, valid_groups
-from sparselab.statistics import GRAM, MOMENTS, NORMS
 
 ALL = (GRAM, NORMS, MOMENTS)
 PATTERNS = [0.5, 0.7, "2:4", "3:4"]

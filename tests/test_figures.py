@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import sparselab as sl
-from sparselab import SparselabError, figures
+from sparselab import SparselabError
 from sparselab.__main__ import main
-from sparselab.figures import ABLATIONS, FIGURES, PROFILES, Profile, figure
-from sparselab.figures.protocol import Recorded
-from sparselab.figures.weights import distribution
-from sparselab.packing import sizes
-from sparselab.report import save
-from sparselab.sweep import named_method
+from sparselab.experiments import figures
+from sparselab.experiments.figures import FIGURES, figure
+from sparselab.experiments.figures.ablations import ABLATIONS
+from sparselab.experiments.figures.weights import distribution
+from sparselab.experiments.profiles import PROFILES, Profile, Recorded
+from sparselab.methods.registry import named_method
+from sparselab.models.packed import sizes
+from sparselab.models.saving import save
 
 TINY = Profile("opt-mini", samples=2, seqlen=32, windows=2, methods=("wanda", "sparsegpt"), patterns=("0.5", "2:4"),
                seeds=(0,), block=0, epochs=2, counts=(1, 2), grid=(0.1, 1.0), sizes=(2,), steps=2)

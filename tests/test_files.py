@@ -5,8 +5,9 @@ import pytest
 from conftest import ROOT
 from platformdirs import user_cache_dir
 
-from sparselab import SparselabError, course, files
+from sparselab import SparselabError, course
 from sparselab.__main__ import main
+from sparselab.runtime import files
 
 
 @pytest.fixture

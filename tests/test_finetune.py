@@ -4,7 +4,7 @@ import torch
 from conftest import TINY
 
 import sparselab as sl
-from sparselab import training as module
+from sparselab.engine import finetuning as module
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -7,8 +7,8 @@ from conftest import TINY, correlated
 from test_kernels import compare
 
 import sparselab as sl
-from sparselab.factor import add_gram, mirror
 from sparselab.methods import sparsegpt
+from sparselab.numerics.cholesky import add_gram, mirror
 from sparselab.patterns import lowest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
@@ -50,7 +50,7 @@ def test_streamed_on_a_gpu_gives_the_same_bits(method, offload, tmp_path):
 
 
 def test_the_kernel_gives_what_the_plain_loop_gives():
-    compare(pytest.importorskip("sparselab.kernels").prune_block, "cuda")
+    compare(pytest.importorskip("sparselab.methods.sparsegpt_triton").prune_block, "cuda")
 
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])

@@ -40,7 +40,8 @@ def compare(prune_block, device: str = "cpu") -> None:
 
 def test_interpreted_kernel_gives_what_the_plain_loop_gives():
     pytest.importorskip("triton", reason="Triton comes with torch's CUDA wheels; on a CPU: pip install triton")
-    code = "from test_kernels import compare; from sparselab.kernels import prune_block; compare(prune_block)"
+    code = ("from test_kernels import compare; from sparselab.methods.sparsegpt_triton import prune_block; "
+            "compare(prune_block)")
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300,
                    env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path})
@@ -53,7 +54,7 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here(n, m):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sparselab import kernels
+    from sparselab.methods import sparsegpt_triton as kernels
     types = dict.fromkeys(["weight", "errors", "factor", "scale"], "*fp32") | {"pruned": "*i8"} | dict.fromkeys(
         ["r", "k", "factor_stride"], "i32")
     sizes = {"N": n, "M": m, "WIDTH": 128, "TILE": kernels.TILE}
@@ -72,7 +73,7 @@ def test_the_kernel_is_chosen_where_it_works(monkeypatch):
 
 
 def test_without_triton_a_sentence_and_the_plain_loop(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sparselab.kernels", None)             # as if its import failed
-    monkeypatch.delattr("sparselab.kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "sparselab.methods.sparsegpt_triton", None)             # as if its import failed
+    monkeypatch.delattr("sparselab.methods.sparsegpt_triton", raising=False)
     with pytest.warns(UserWarning, match="plain loop"):
         assert sparsegpt._kernel.__wrapped__() is None

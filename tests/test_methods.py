@@ -9,8 +9,8 @@ from textbook import magnitude_mask, optimal_brain_surgeon, relative_error, spar
 import sparselab as sl
 from sparselab import Pattern, SparselabError, Statistics
 from sparselab.methods.magnitude import global_shares
+from sparselab.numerics.statistics import GRAM, NORMS
 from sparselab.patterns import valid_groups
-from sparselab.statistics import GRAM, NORMS
 
 METHODS = [sl.Magnitude(), sl.Magnitude(scope="global"), sl.Wanda(), sl.Wanda(per="matrix"), sl.SparseGPT(),
            sl.SparseGPT(block=24), sl.SparseGPT(block=1)]
@@ -153,7 +153,7 @@ def test_all_inputs_dead():
 def test_several_sparsities_share_one_factorisation(layer, monkeypatch):
     w, x, _ = layer
     stats, calls = Statistics.of(x).finish("x"), []
-    import sparselab.statistics as module
+    import sparselab.numerics.statistics as module
     factor = module.inverse_factor
     monkeypatch.setattr(module, "inverse_factor", lambda *args: calls.append(1) or factor(*args))
     for sparsity in (0.5, 0.6, 0.7, 0.8):

@@ -8,7 +8,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import AutoConfig, GPT2Config, MixtralConfig
 
 import sparselab as sl
-from sparselab import SparselabError, models
+from sparselab import SparselabError
+from sparselab.models import embedded, hub, loading
 
 
 @pytest.fixture
@@ -46,10 +47,10 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setenv("SPARSELAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "smollm2_package", lambda: tmp_path / "file.gguf")
-    monkeypatch.setattr(models, "_dequantise", interrupted)
+    monkeypatch.setattr(embedded, "smollm2_package", lambda: tmp_path / "file.gguf")
+    monkeypatch.setattr(embedded, "_dequantise", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        models.smollm2_folder()
+        embedded.smollm2_folder()
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +82,7 @@ def test_errors_of_the_hub_get_a_sentence(cause, words, monkeypatch):
             raise OSError("a long chain of exceptions") from error
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
-    monkeypatch.setattr(models, "online", lambda: True)
+    monkeypatch.setattr(loading, "online", lambda: True)
     with pytest.raises(SparselabError, match=words):
         sl.load("meta-llama/Llama-2-13b-hf")
 
@@ -147,12 +148,12 @@ def test_groups_share_their_input():
 
 def test_online_respects_the_environment(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not models.online()
+    assert not hub.online()
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(key, raising=False)
-    assert not models.online()
+    assert not hub.online()
 
 
 def test_a_folder_may_be_named_from_home(tmp_path, monkeypatch):

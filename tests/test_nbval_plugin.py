@@ -11,7 +11,7 @@ import pytest
 from nbformat import v4, write
 from nbval.plugin import get_sanitize_patterns
 
-from sparselab.testing.compare import Approximate, Tolerance, deviations, same
+from tools.compare import Approximate, Tolerance, deviations, same
 
 CONFIG = Path(__file__).with_name("nbval_sanitize.cfg")
 
@@ -85,8 +85,9 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
                                              "    assert 'HF_HUB_OFFLINE' not in os.environ\n")
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "SPARSELAB_NBVAL_RTOL")}
+    environment["PYTHONPATH"] = str(CONFIG.parents[1])                       # tools/ is in no environment
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
-               "-p", "sparselab.testing.nbval_plugin", "-p", "no:cacheprovider", f"--nbval-sanitize-with={CONFIG}"]
+               "-p", "tools.nbval_plugin", "-p", "no:cacheprovider", f"--nbval-sanitize-with={CONFIG}"]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert (folder / "results.xml").exists(), run.stdout + run.stderr
     cases = ElementTree.parse(folder / "results.xml").iter("testcase")

@@ -13,20 +13,20 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from sparselab.testing import KERNEL_ENVIRONMENT
-from sparselab.testing.execute import run
-from sparselab.texts import local_file
+from sparselab.data.corpora import local_file
+from tools import KERNEL_ENVIRONMENT
+from tools.execute_notebooks import run
 
 FEWER = {"samples=64": "samples=8", "64 * SEQLEN": "8 * SEQLEN", "(0.5, 0.7)": "(0.7,)",
          "Setting(MODEL, seqlen=SEQLEN)": "Setting(MODEL, seqlen=SEQLEN, samples=8, windows=8)"}
 # Code for the first cell, or a text and what takes its place.
 FAULTS = {
     "sound": "",
-    "Wanda without the square root": "from sparselab.statistics import Statistics\n"
+    "Wanda without the square root": "from sparselab.numerics.statistics import Statistics\n"
                                      "Statistics.norms = property(lambda self: self.square)",
     "magnitude's masks for Wanda's": "import sparselab\nsparselab.Wanda.solve = lambda self, weight, stats, pattern: "
                                      "sparselab.Magnitude().solve(weight, stats, pattern)",
-    "perplexities 5 % off": "from sparselab import evaluate\nlosses = evaluate.window_losses\n"
+    "perplexities 5 % off": "from sparselab.evaluation import perplexity as evaluate\nlosses = evaluate.window_losses\n"
                             "evaluate.window_losses = lambda model, ids: losses(model, ids) + 0.0488",
     "a label exchanged": ("Wanda {last.wanda:.1f}, SparseGPT", "SparseGPT {last.wanda:.1f}, Wanda"),
     "a dead kernel": ("last = table", "import os\nos._exit(1)\nlast = table")}
@@ -42,9 +42,9 @@ def failures(tmp_path_factory) -> dict[str, list[str]]:
     for number, fault in enumerate(FAULTS.values()):
         nbformat.write(faulty(lesson, fault), folder / f"fault{number}.ipynb")
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
-               "-q", "-p", "sparselab.testing.nbval_plugin", "-p", "no:cacheprovider",
+               "-q", "-p", "tools.nbval_plugin", "-p", "no:cacheprovider",
                f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert (folder / "results.xml").exists(), done.stdout + done.stderr
     cases = [*ElementTree.parse(folder / "results.xml").iter("testcase")]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import sparselab as sl
-from sparselab.demo import restore
-from sparselab.texts import _encode
+from sparselab.data.calibration import _encode
+from sparselab.models.architecture import restore
 
 
 def gaps(calibration, text):

@@ -4,7 +4,7 @@ import torch
 from conftest import TINY
 
 import sparselab as sl
-from sparselab.packing import PACKED, pack, unpack
+from sparselab.models.packed import PACKED, pack, unpack
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -4,8 +4,8 @@ import pytest
 
 import sparselab as sl
 from sparselab import SparselabError, viz
-from sparselab.papers import COLUMNS, gaps
-from sparselab.sweep import METHODS
+from sparselab.evaluation.published import COLUMNS, gaps
+from sparselab.experiments.sweep import METHODS
 
 
 def row(**changes):

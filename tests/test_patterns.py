@@ -56,7 +56,7 @@ def test_a_gpu_chooses_without_looking_for_ties(distinct):
 
 
 def test_bfloat16_magnitudes_do_not_overshoot():
-    """Published thresholds with <= prune 60.24 % of bfloat16 Gaussians at 60 % (guide A.1)."""
+    """Published thresholds with <= prune 60.24 % of bfloat16 Gaussians at 60 %."""
     w = (0.02 * torch.randn(500, 500, generator=torch.Generator().manual_seed(0))).bfloat16().float()
     assert prune_rows(w.abs(), Pattern(0.6), per_row=False).sum() == 150_000
 

@@ -5,7 +5,7 @@ from conftest import TINY
 from transformers import LlamaConfig
 
 import sparselab as sl
-from sparselab.planning import GIB, Shape, memory_terms
+from sparselab.engine.planning import GIB, Shape, memory_terms
 
 
 def llama13b():
@@ -41,7 +41,7 @@ def test_terms_are_what_tensors_take(family, windows):
 
 
 def test_advice_names_the_knob(monkeypatch):
-    monkeypatch.setattr("sparselab.planning.free_bytes", lambda _: 8 * GIB)
+    monkeypatch.setattr("sparselab.engine.planning.free_bytes", lambda _: 8 * GIB)
     text = str(sl.plan(llama13b(), "sparsegpt", 2048, 2048, "cpu", dtype=torch.float16, measure=False))
     assert "does not fit" in text and "fewer samples" in text
     assert "fits" in str(sl.plan("opt-mini", "wanda", 16, 256, "cpu", measure=False))

@@ -9,7 +9,8 @@ from textbook import relative_error, sparsegpt, wanda_mask
 
 import sparselab as sl
 from sparselab import SparselabError, linears_of
-from sparselab.engine import Stream, prove
+from sparselab.engine.activations import CalibrationActivations
+from sparselab.engine.verification import verify_blockwise
 
 METHODS = ["magnitude", "wanda", "sparsegpt", sl.Magnitude(scope="global")]
 
@@ -293,7 +294,7 @@ def test_an_interrupted_trial_leaves_the_model_as_it_was(tiny, windows, monkeypa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Stream, "replay", interrupt)
+    monkeypatch.setattr(CalibrationActivations, "replay", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tiny, windows, dry_run=True)
     assert all(torch.equal(before[name], weight) for name, weight in weights(tiny).items())
@@ -345,7 +346,7 @@ def test_memory_that_runs_out_halves_the_batch(windows, monkeypatch, limit):
 def test_replay_halves_what_does_not_fit(windows, monkeypatch):
     model = tiny_llama()
     with torch.no_grad():
-        whole, cut = Stream(model, windows, 6), Stream(model, windows, 6)
+        whole, cut = CalibrationActivations(model, windows, 6), CalibrationActivations(model, windows, 6)
         block = sl.blocks_of(model)[0]
         whole.replay(block)
         forward = type(block).forward
@@ -363,12 +364,12 @@ def test_replay_halves_what_does_not_fit(windows, monkeypatch):
 
 def test_no_memory_even_for_one_window_is_a_sentence(windows, monkeypatch):
     model = tiny_llama()
-    prove_once = prove(model, windows)
+    prove_once = verify_blockwise(model, windows)
 
     def never(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("sparselab.engine.prove", lambda *_: prove_once)
+    monkeypatch.setattr("sparselab.engine.loop.verify_blockwise", lambda *_: prove_once)
     monkeypatch.setattr(type(sl.blocks_of(model)[0]), "forward", never)
     with pytest.raises(SparselabError, match="a single window at a time"):
         run(model, windows)

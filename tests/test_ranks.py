@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparselab as sl
-from sparselab import ranks
+from sparselab.runtime import distributed
 
 
 def run(processes, out, *options):
@@ -35,15 +35,15 @@ def test_two_processes_find_the_same_masks(tmp_path, method, stream, agree):
 
 def test_without_torchrun_nothing_happens():
     x = torch.ones(3)
-    ranks.add_up(x, None)
-    assert ranks.size() == 1 and ranks.rank() == 0 and ranks.total(5) == 5 and x.sum() == 3
+    distributed.all_reduce(x, None)
+    assert distributed.size() == 1 and distributed.rank() == 0 and distributed.all_reduce_scalar(5) == 5 and x.sum() == 3
     work, taken = {"a": lambda: 1, "b": lambda: 2}, {}
-    ranks.divide(work, taken.__setitem__)
+    distributed.run_divided(work, taken.__setitem__)
     assert taken == {"a": 1, "b": 2} and not work
-    assert torch.equal(ranks.share(torch.arange(6).view(3, 2)), torch.arange(6).view(3, 2))
+    assert torch.equal(distributed.shard_windows(torch.arange(6).view(3, 2)), torch.arange(6).view(3, 2))
 
 
 def test_too_few_windows(monkeypatch):
-    monkeypatch.setattr(ranks, "size", lambda: 4)
+    monkeypatch.setattr(distributed, "size", lambda: 4)
     with pytest.raises(sl.SparselabError, match="each needs one"):
-        ranks.share(torch.zeros(3, 8, dtype=torch.long))
+        distributed.shard_windows(torch.zeros(3, 8, dtype=torch.long))

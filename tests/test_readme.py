@@ -4,8 +4,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from sparselab.demo import BEGIN, END, insert
-from sparselab.tables import page
+from sparselab.experiments.tables import BEGIN, END, insert, page
 
 README = (ROOT / "README.md").read_text()
 

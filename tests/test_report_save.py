@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import sparselab as sl
 from sparselab import Report, SparselabError
-from sparselab import report as module
+from sparselab.models import saving as module
 
 
 @pytest.fixture

@@ -68,12 +68,14 @@ def test_every_public_name_is_documented():
 
 
 def test_functions_stay_short():
-    """The promise of the package: median under 12 lines, none over 60."""
+    """The promise of the package, docstrings not counted: median under 12 lines, none over 50."""
     import ast
     lengths = []
     for file in (ROOT / "sparselab").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef):
-                lengths.append((node.end_lineno - node.lineno + 1, f"{file.name}:{node.name}"))
+                documented = isinstance(node.body[0], ast.Expr) and ast.get_docstring(node)
+                first = node.body[0].end_lineno if documented else node.lineno - 1
+                lengths.append((node.end_lineno - first, f"{file.name}:{node.name}"))
     lengths.sort()
-    assert lengths[len(lengths) // 2][0] < 12 and lengths[-1][0] <= 60, lengths[-3:]
+    assert lengths[len(lengths) // 2][0] < 12 and lengths[-1][0] <= 50, lengths[-3:]

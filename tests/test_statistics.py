@@ -5,7 +5,7 @@ from conftest import correlated
 from textbook import relative_error
 
 from sparselab import SparselabError, Statistics
-from sparselab.statistics import GRAM, NORMS
+from sparselab.numerics.statistics import GRAM, NORMS
 
 
 @pytest.mark.parametrize("width", [1, 3, 32, 37])
@@ -37,7 +37,7 @@ def test_norms_are_computed_in_float32(dtype):
 @pytest.mark.parametrize("columns", [5, 1024])
 @pytest.mark.parametrize("needs, every", [((GRAM,), 1), ((NORMS,), 1), ((), 1)])
 def test_relative_error_is_the_definition(needs, every, columns, monkeypatch):
-    monkeypatch.setattr("sparselab.statistics.COLUMNS", columns)             # the 16 inputs in four parts, or at once
+    monkeypatch.setattr("sparselab.numerics.statistics.COLUMNS", columns)    # the 16 inputs in four parts, or at once
     x, w = correlated(300, 16), torch.randn(8, 16)
     new = w * (torch.rand(8, 16) > 0.5)
     stats = Statistics.of(x, needs=needs, every=every).finish("x")
@@ -94,7 +94,7 @@ def test_inputs_that_are_not_finite_name_the_module():
 
 def test_tensor_cores_for_16_bit_inputs_alone():
     """What fits TF32's mantissa is multiplied exactly; float32 would be cut."""
-    from sparselab.factor import tensor_cores
+    from sparselab.numerics.cholesky import tensor_cores
     before = torch.backends.cuda.matmul.fp32_precision
     for dtype, expected in ((torch.float16, "tf32"), (torch.bfloat16, "tf32"), (torch.float32, before)):
         with tensor_cores(dtype):

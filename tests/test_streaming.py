@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sparselab as sl
-from sparselab import streaming
-from sparselab.checkpoint import INDEX, Checkpoint
-from sparselab.memory import Shelf
+from sparselab.engine import sources as streaming
+from sparselab.engine.offload import ActivationStore
+from sparselab.models.checkpoint import INDEX, Checkpoint
 
 FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
 
@@ -76,10 +76,10 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     model, _ = sl.load(folder, dtype=torch.float16)
     model.save_pretrained(tmp_path / "half")
     tiny_tokenizer().save_pretrained(tmp_path / "half")
-    source = streaming.Streamed(tmp_path / "half", None, torch.float32, torch.device("cpu"))
+    source = streaming.StreamedBlocks(tmp_path / "half", None, torch.float32, torch.device("cpu"))
     block, ahead = source.load(0), source.ahead[1].result()
     assert {p.dtype for p in block.parameters()} == {torch.float32} and {p.dtype for p in ahead.values()} == {torch.float16}
-    source.abandon()
+    source.shutdown()
     whole, _ = sl.load(tmp_path / "half", dtype=torch.float32)
     sl.prune(whole, windows, method="sparsegpt", sparsity=0.5, progress=False)
     sl.prune(tmp_path / "half", windows, method="sparsegpt", sparsity=0.5, out=tmp_path / "out", dtype=torch.float32,
@@ -91,9 +91,9 @@ def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows)
     model = tiny_llama(tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    source = streaming.Streamed(tmp_path / "model", None, None, torch.device("cpu"))
+    source = streaming.StreamedBlocks(tmp_path / "model", None, None, torch.device("cpu"))
     assert source.model.lm_head.weight.is_meta and not source.model.get_input_embeddings().weight.is_meta
-    source.abandon()
+    source.shutdown()
     sl.prune(tmp_path / "model", windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
     assert torch.equal(weights(tmp_path / "out")["lm_head.weight"], model.lm_head.weight)
 
@@ -174,10 +174,10 @@ def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
     def stop(*_):
         raise Killed
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(streaming.Streamed, "close", stop)
+        patch.setattr(streaming.StreamedBlocks, "close", stop)
         sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
     for change in ({"sparsity": 0.6}, {"sparsity": 0.50001}, {"method": "magnitude"}, {"layers": [0]}):
-        with pytest.raises(sl.SparselabError, match="broken run with"):
+        with pytest.raises(sl.SparselabError, match="interrupted run with"):
             sl.prune(folder, windows, **{"method": "wanda", "sparsity": 0.5, **change}, out=tmp_path / "out", progress=False)
     with pytest.raises(sl.SparselabError, match="calibration"):
         sl.prune(folder, windows.flip(0), method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
@@ -186,7 +186,7 @@ def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
 def test_a_broken_run_goes_on_with_the_same_bits_in_other_memory(folder, windows, monkeypatch):
     expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
     call = break_off(monkeypatch, 2, folder, windows, method="sparsegpt")
-    monkeypatch.setattr("sparselab.memory.free_bytes", lambda _: 0)          # a window at a time, if it were a new run
+    monkeypatch.setattr("sparselab.runtime.memory.free_bytes", lambda _: 0)  # a window at a time, if it were a new run
     sl.prune(folder, windows, **call)
     same(weights(folder.with_name("out")), expected)
 
@@ -194,7 +194,7 @@ def test_a_broken_run_goes_on_with_the_same_bits_in_other_memory(folder, windows
 @pytest.mark.parametrize("event", ["another folder appears", "killed"])
 def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, monkeypatch, event):
     call = {"method": "wanda", "sparsity": 0.5, "out": tmp_path / "out", "progress": False}
-    complete = streaming.Streamed._complete
+    complete = streaming.StreamedBlocks._complete
 
     def another(self, report):                                               # while the run goes on
         call["out"].mkdir()
@@ -208,7 +208,7 @@ def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, 
         if event == "killed":
             patch.setattr(streaming.Path, "rename", killed)
         else:
-            patch.setattr(streaming.Streamed, "_complete", another)
+            patch.setattr(streaming.StreamedBlocks, "_complete", another)
         sl.prune(folder, windows, **call)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     monkeypatch.setattr(sl.Wanda, "prune_matrices", killed)                  # nothing is pruned anew
@@ -236,7 +236,7 @@ def test_another_model_under_the_same_name_is_refused(folder, windows, tmp_path,
     else:
         file = sorted(folder.glob("*.safetensors"))[-1]
         save_file({key: 1.5 * value for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
-    refused(folder, windows, tmp_path, "broken run with weights", **call)
+    refused(folder, windows, tmp_path, "interrupted run with weights", **call)
 
 
 def test_another_path_to_the_same_model_goes_on(folder, windows, tmp_path, monkeypatch):
@@ -406,8 +406,8 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
     for offload in ("device", place):
         model = tiny_llama()
         if offload == "cpu":                                                 # as if the device were another
-            monkeypatch.setattr(Shelf, "_room", lambda self, like: torch.empty_like(like))
-            monkeypatch.setattr(Shelf, "put", lambda self, new, old=None: (
+            monkeypatch.setattr(ActivationStore, "_room", lambda self, like: torch.empty_like(like))
+            monkeypatch.setattr(ActivationStore, "keep", lambda self, new, old=None: (
                 self._room(new) if old is None or old is new else old).copy_(new))
         sl.prune(model, windows, method="sparsegpt", sparsity=0.5, targets=targets, offload=offload, progress=False)
         results.append(model.state_dict())
@@ -418,11 +418,18 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
 def test_shelf_chooses_by_size(monkeypatch):
     model = tiny_opt()
     for free, place in ((1e9, "device"), (1e3, "disk")):
-        monkeypatch.setattr("sparselab.memory.free_bytes", lambda _, free=free: free)
-        assert Shelf.choose("auto", model, 1000).place == place
+        monkeypatch.setattr("sparselab.engine.offload.free_bytes", lambda _, free=free: free)
+        assert ActivationStore.choose("auto", model, 1000).place == place
 
 
 def test_header(folder):
     file = sorted(folder.glob("*.safetensors"))[0]
     with safe_open(file, "pt") as opened:
         assert streaming.load_header(file) == list(opened.keys())
+
+
+def test_other_batches_have_other_bits_and_are_refused(folder, windows, monkeypatch):
+    call = break_off(monkeypatch, 1, folder, windows, method="wanda")
+    with pytest.raises(sl.SparselabError, match="interrupted run with batch = None, and this one has 1"):
+        sl.prune(folder, windows, batch=1, **call)
+    sl.prune(folder, windows, **call)

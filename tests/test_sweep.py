@@ -6,8 +6,10 @@ import pytest
 from conftest import ROOT
 
 import sparselab as sl
-from sparselab.sweep import METHODS, Sweep, append, named_method, read
-from sparselab.tables import claims
+from sparselab.experiments.results import append, read
+from sparselab.experiments.sweep import METHODS, Sweep
+from sparselab.experiments.tables import claims
+from sparselab.methods.registry import named_method
 
 SMALL = Sweep("opt-mini", samples=2, seqlen=32, windows=2)
 BOOKS = Sweep(corpus="books-train.txt.xz", texts=("books-heldout.txt.xz", "wikitext2", "ptb", "demo"))
@@ -115,7 +117,7 @@ def test_a_recorded_table_can_be_gone_on_with():
     ("smollm2", Sweep("smollm2-135m", samples=16, seqlen=512, texts=("demo", "wikitext2"), windows=24), 6)])
 def test_recorded_tables_are_done(name, sweep, rows, monkeypatch):
     """What bench/sweeps.sh asks for is there: nothing is loaded."""
-    monkeypatch.setattr("sparselab.sweep.load", None)
+    monkeypatch.setattr("sparselab.experiments.sweep.load", None)
     file = ROOT / "bench" / f"{name}.csv"
     table = sweep.mine(file)
     assert len(table) == rows

@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 
-from sparselab.tables import by_seed, by_text, page, significant
+from sparselab.experiments.tables import by_seed, by_text, page, significant
 
 SETTING = {"model": "opt-mini", "calibration": "demo", "samples": 2, "seqlen": 32, "windows": 2, "dense": 10.0,
            "machine": "x86_64 AVX2", "threads": 1, "torch_version": "2.13.0", "date": "2026-11-29"}

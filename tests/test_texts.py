@@ -7,12 +7,15 @@ import torch
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 import sparselab as sl
-from sparselab import SparselabError, files, models, texts
+from sparselab import SparselabError
+from sparselab.data import calibration, corpora, demo_corpus
+from sparselab.models import embedded
+from sparselab.runtime import files
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(models.OPT_MINI, model_max_length=10**9)
+    return AutoTokenizer.from_pretrained(embedded.OPT_MINI, model_max_length=10**9)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_c4_is_cut_to_the_papers_length(tokenizer, folder):
 
 
 def test_calibration_windows_are_the_papers_draws(tokenizer, folder):
-    """guide A.0, spelled out with the random module."""
+    """The published draw, spelled out with the random module."""
     rows = [json.loads(line)["text"] for line in (folder / "c4-demo.jsonl").read_text().splitlines()]
     random.seed(3)
     expected = []
@@ -91,7 +94,7 @@ def test_strange_line_separators_do_not_break_documents(tokenizer, folder):
     rows = ["one\u2028two", "three\x85four", "five"]
     lines = [json.dumps({"text": row}, ensure_ascii=False) for row in rows]
     (folder / "c4-train.jsonl").write_text("\n\n".join(lines) + "\n", encoding="utf8")
-    assert texts._rows("c4", "calibration") == rows
+    assert corpora.rows_of("c4", "calibration") == rows
 
 
 @pytest.mark.parametrize("name, content, words", [
@@ -128,7 +131,7 @@ def test_the_hub_is_asked_in_forms_that_datasets_5_loads(tokenizer, monkeypatch,
 
     monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr(texts, "online", lambda: True)
+    monkeypatch.setattr(corpora, "online", lambda: True)
     for corpus, text in (("wikitext2", "one\n\ntwo"), ("ptb", "three four"), ("c4", "one two")):
         assert sl.tokens(tokenizer, corpus).tolist() == tokenizer(text).input_ids
     assert [path for path, _ in asked] == ["Salesforce/wikitext", "parquet", "allenai/c4"]
@@ -141,15 +144,15 @@ def test_the_hub_is_asked_in_forms_that_datasets_5_loads(tokenizer, monkeypatch,
 
 def test_the_demo_texts_are_the_expected_ones(tokenizer):
     demo = files.cache("demo")
-    assert texts.fetch_demo() == demo                             # checks sha256; downloads only what is not there
-    assert len(texts._read(demo / "c4_demo.jsonl")) == 300
-    assert len(texts._read(demo / "wiki_demo.txt")) == 30
+    assert demo_corpus.fetch_demo() == demo                             # checks sha256; downloads only what is not there
+    assert len(corpora._read(demo / "c4_demo.jsonl")) == 300
+    assert len(corpora._read(demo / "wiki_demo.txt")) == 30
     assert len(sl.tokens(tokenizer, "demo")) > 100_000
 
 
 def test_a_changed_download_is_refused(tmp_path):
     with pytest.raises(SparselabError, match="sha256 differs"):
-        texts._store(b"something else", tmp_path / "wiki_demo.txt", texts.DEMO_FILES["wiki_demo.txt"])
+        demo_corpus._store(b"something else", tmp_path / "wiki_demo.txt", demo_corpus.DEMO_FILES["wiki_demo.txt"])
     assert not list(tmp_path.iterdir())
 
 
@@ -164,4 +167,4 @@ def test_the_papers_token_and_window_counts(shared_data, monkeypatch):
     assert counts == {"wikitext2": 287_645, "ptb": 97_722}
     assert {corpus: count // 2048 for corpus, count in counts.items()} == {"wikitext2": 140, "ptb": 47}
     assert sl.tokens(opt, "wikitext2")[0] == opt.bos_token_id == 2
-    assert texts.C4_EVALUATION_TOKENS // 2048 == 256
+    assert calibration.C4_EVALUATION_TOKENS // 2048 == 256

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from sparselab.texts import local_file
+from sparselab.data.corpora import local_file
 
 SOURCES = ("sparselab", "data/opt-mini", "data/papers", "data/books.csv", "bench/figures", "pyproject.toml", "setup.py",
            "MANIFEST.in", "README.md", "LICENSE")
 SCRIPT = """
-import sys, sparselab as sl, sparselab.course, sparselab.figures
+import sys, sparselab as sl, sparselab.course, sparselab.experiments.figures
 assert sl.__file__.startswith(sys.prefix), sl.__file__
 model, tokenizer = sl.load("opt-mini")
 windows = sl.calibration(tokenizer, sys.argv[1], samples=2, seqlen=64)

@@ -14,7 +14,7 @@ from conftest import ROOT, tiny_opt
 import sparselab as sl
 from sparselab import SparselabError
 from sparselab.__main__ import main
-from sparselab.zeroshot import TASKS, answers, items, loglikelihoods, task_rows
+from sparselab.evaluation.zeroshot import TASKS, answers, items, loglikelihoods, task_rows
 
 LIMIT = 30
 CONFIGURATIONS = {"boolq": "super_glue/boolq/default.yaml", "rte": "glue/rte/default.yaml",

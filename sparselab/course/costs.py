@@ -1,7 +1,7 @@
 """What each notebook costs: minutes to read, seconds to run, memory; measured when it was last executed."""
 import json
 
-from ..files import of_checkout
+from ..runtime.files import of_checkout
 
 
 def costs() -> None:

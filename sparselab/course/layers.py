@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparselabError
-from ..models import family_of, load
+from ..models.architecture import family_of
+from ..models.hooks import watching
+from ..models.loading import load
 
 
 def dial(default: str, *, family: str | None = None) -> str:
@@ -22,12 +24,9 @@ def dial(default: str, *, family: str | None = None) -> str:
 def inputs_of(model: nn.Module, windows: Tensor, linear: nn.Linear) -> Tensor:
     """The inputs X [c, N] that a matrix receives when the model reads windows [samples, seqlen]; N = samples x seqlen."""
     parts = []
-    hook = linear.register_forward_pre_hook(lambda _, args: parts.append(args[0].flatten(0, -2)))    # [seqlen, c]
-    try:
+    with watching({"": linear}, before=lambda name, args, kwargs: parts.append(args[0].flatten(0, -2))):    # [seqlen, c]
         for window in windows.to(linear.weight.device):
             model(window[None])
-    finally:
-        hook.remove()
     if not parts:
         raise SparselabError("this matrix was never called: it is not part of the model, or of a block that is skipped.")
     return torch.cat(parts).T.float()

@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..report import write_json
+from ..runtime.files import write_json
 
 
 @dataclass

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.refit import refit
+from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from ..refit import refit
-from ..statistics import GRAM, NORMS, Statistics
 from .base import Method, Solution, check_start
 from .magnitude import Magnitude
 from .sparsegpt import SparseGPT
@@ -31,6 +31,7 @@ class ADMM(Method):
     levels: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     steps: int = 3
     name = "admm"
+    products = 2 * (15 + 10)        # 15 steps, and a refit of about 10
     needs = (GRAM, NORMS)
 
     def __post_init__(self):

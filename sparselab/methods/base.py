@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError, nearest
+from ..errors import SparselabError, did_you_mean
+from ..numerics.refit import refit
+from ..numerics.statistics import CROSS, GRAM, Statistics, share
 from ..patterns import Pattern
-from ..refit import refit
-from ..statistics import CROSS, GRAM, Statistics, share
 
 DENSE_BLOCK = "dense-block"
 ROWS = 512                  # of a matrix whose error is measured at a time
@@ -29,11 +29,11 @@ class Solution:
 @dataclass
 class Fit:
     """A solution and how well it does on the calibration inputs: ||T X - W' X|| / ||T X|| for the target T with the mask
-    alone (`before`) and with the solution's weights (`after`), over so many tokens."""
+    alone (`error_mask_only`) and with the solution's weights (`error`), over so many tokens."""
 
     solution: Solution
-    before: float
-    after: float
+    error_mask_only: float
+    error: float
     tokens: int
 
     @classmethod
@@ -42,13 +42,13 @@ class Fit:
         parts = list(zip(target.split(ROWS), solution.mask.split(ROWS), solution.weight.split(ROWS), strict=True))
         unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
         whole, before, *after = sum(
-            stats.powers(t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()]))
+            stats.squared_norms(t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()]))
             for t, mask, new in parts).tolist()
         before, after = (share(change, whole) for change in (before, *(after or [before])))
         return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
 
 
-def switch(default):
+def common_option(default):
     """A hyper-parameter that every method has; given by its name only."""
     return field(default=default, kw_only=True, metadata={"switch": default})
 
@@ -66,14 +66,16 @@ class Method:
     stream after them, and so make up for part of what the stream lacks already.
     """
 
-    refit: bool = switch(False)
-    targets: str = switch(DENSE_BLOCK)
-    in_order: bool = switch(False)
+    refit: bool = common_option(False)
+    targets: str = common_option(DENSE_BLOCK)
+    in_order: bool = common_option(False)
     name = "method"                 # class attributes, not hyper-parameters
     needs = ()
+    allocates = False               # whether `shares` divides the zeros among the matrices
+    products = 0                    # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
     presets = ()                    # names of class methods that give a published variant for a family, for sweeps
-    joint = False                   # whether the feed-forward network is pruned as a whole, by `prune_ffn`
-    stacks = False                  # whether `solve_together` takes matrices with the same inputs at once
+    prunes_ffn_jointly = False      # whether the feed-forward network is pruned as a whole, by `prune_ffn`
+    shares_column_loop = False      # whether `solve_together` takes matrices with the same inputs at once
 
     def __post_init__(self):
         for each in fields(self):
@@ -98,6 +100,24 @@ class Method:
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
         return dict.fromkeys(weights, pattern)
+
+    def feed_forward(self, linears: dict, tokens: int):
+        """Where `prunes_ffn_jointly`: what collects the feed-forward network's tokens; linears by role ('up', 'down', and
+        'gate' where there is one)."""
+        raise NotImplementedError
+
+    def prune_ffn(self, ffn, shares: dict[str, Pattern]) -> tuple[dict[str, Fit], list[dict]]:
+        """Where `prunes_ffn_jointly`: the fits of the network's matrices by role, and rows for the report's epochs."""
+        raise NotImplementedError
+
+    def ffn_bytes(self, tokens: int, width: int, inner: int, linears: int, size: int) -> dict[str, float]:
+        """What `prune_ffn` holds beside statistics and weights, by term, of `linears` matrices between `width` and `inner`;
+        size: bytes of a weight. For plans."""
+        return {}
+
+    def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
+        """Floating point operations of the sub-problems of `prune_ffn`, for a block. For plans."""
+        return 0.0
 
     def on(self, ffn: bool) -> "Method":
         """What prunes a matrix of the feed-forward network, or (ffn=False) of the attention: the method itself, unless it
@@ -126,7 +146,7 @@ class Method:
                 for target, solution in zip(targets, solutions, strict=True)]
 
     def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
-        return weight if stats.cross is None else regression(weight, stats.outputs(weight), stats)
+        return weight if stats.cross is None else regression(weight, stats.target_cross(weight), stats)
 
     def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
         if not self.refit or solution.refitted:
@@ -145,7 +165,7 @@ def check_start(method: Method, starts: Collection[str]) -> None:
     """A SparselabError where the method's `initial` is none of the local methods that it can start from."""
     if method.initial not in starts:
         raise SparselabError(f"{type(method).__name__}(initial={method.initial!r}): choose one of {', '.join(starts)}."
-                             + nearest(str(method.initial), starts))
+                             + did_you_mean(str(method.initial), starts))
 
 
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import DAMP, GRAM, MOMENTS, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import DAMP, GRAM, MOMENTS, NORMS, Statistics
 from .base import Method, Solution, check_start, keep_weights
+from .wanda import wanda_scores
 
 STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}
 
@@ -67,7 +68,7 @@ def start_scores(initial: str, weight: Tensor, stats: Statistics) -> Tensor:
     if initial == "magnitude":
         return weight.abs()
     if initial == "wanda":
-        return weight.abs() * stats.norms
+        return wanda_scores(weight, stats.norms)
     factor, *_ = stats.inverse_factor(DAMP)
     return weight.abs() / factor.diagonal() * ~stats.dead                    # dead inputs go first
 
@@ -113,7 +114,7 @@ class _Side:
         key = (effect / variance.clamp(min=torch.finfo(effect.dtype).tiny)**rule.variance_power)
         self.length = min(rule.max_cycles, effect.shape[1])
         grow_key, self.grow = key.masked_fill(~candidate, -torch.inf).topk(self.length, dim=1)
-        scores = (weight.abs() * stats.norms).masked_fill(pruned | (effect >= 0), torch.inf)
+        scores = wanda_scores(weight, stats.norms).masked_fill(pruned | (effect >= 0), torch.inf)
         score, self.prune = scores.topk(self.length, dim=1, largest=False)
         exists = torch.isfinite(grow_key) & torch.isfinite(score)
         change = effect.gather(1, self.grow) - effect.gather(1, self.prune)  # [r, k] >= 0, how much a swap lowers e
@@ -145,7 +146,7 @@ def _move_in_groups(rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statisti
     key = key.masked_fill(~(pruned & (variance > 0) & (effect > 0)), -torch.inf)
     length = min(rule.max_cycles, c)
     keys, grow = key.topk(length, dim=1)                                     # [r, k]
-    scores = (weight.abs() * stats.norms).masked_fill(pruned, torch.inf).view(r, c // m, m)
+    scores = wanda_scores(weight, stats.norms).masked_fill(pruned, torch.inf).view(r, c // m, m)
     pruned, active = pruned.clone(), torch.ones(r, dtype=torch.bool, device=weight.device)
     for k in range(length):
         g = grow[:, k]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import Statistics
 from .base import Method, Solution, keep_weights
 
 
@@ -26,6 +26,11 @@ class Magnitude(Method):
         super().__post_init__()
         if self.scope not in ("matrix", "global"):
             raise SparselabError(f"Magnitude(scope={self.scope!r}): scope is 'matrix' or 'global'.")
+
+    @property
+    def allocates(self) -> bool:
+        """Over the whole model the thresholds divide the zeros."""
+        return self.scope == "global"
 
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
         if self.scope == "matrix" or pattern.m:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import GRAM, Statistics
 from ..patterns import Pattern, lowest
-from ..statistics import GRAM, Statistics
 from .base import Method, Solution
 
 STRIP = 16              # columns between two products with all errors made so far in the block
@@ -28,6 +28,7 @@ class SparseGPT(Method):
     block: int = 128
     damp: float = 0.01
     name = "sparsegpt"
+    products = 2
     needs = (GRAM,)
 
     def __post_init__(self):
@@ -36,7 +37,7 @@ class SparseGPT(Method):
             raise SparselabError(f"SparseGPT(block={self.block}, damp={self.damp}): block >= 1 and damp >= 0.")
 
     @property
-    def stacks(self) -> bool:
+    def shares_column_loop(self) -> bool:
         """A subclass with its own way to prune one matrix is asked for one at a time."""
         kind = type(self)
         return kind.solve is SparseGPT.solve and kind.prune_matrix is Method.prune_matrix
@@ -97,9 +98,9 @@ def block_loop(device: torch.device, block: int) -> Callable[[Tensor, Tensor, Te
 
 @cache
 def _kernel() -> ModuleType | None:
-    """sparselab.kernels, once it has worked here: Triton may be absent, or lack the C compiler that it calls."""
+    """sparsegpt_triton, once it has worked here: Triton may be absent, or lack the C compiler that it calls."""
     try:
-        from .. import kernels
+        from . import sparsegpt_triton as kernels
         one = torch.ones(1, 1, device="cuda")
         kernels.prune_block(one, one > 0, one, one, Pattern(0.5)).cpu()
         return kernels

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import GRAM, Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import GRAM, Statistics
 from .base import Method, Solution, check_start, keep_weights
 from .dsnot import STARTS, start_scores
 
@@ -26,6 +26,7 @@ class Swaps(Method):
     max_cycles: int = 100
     candidates: int = 16
     name = "swaps"
+    products = 4
     needs = (GRAM,)
 
     def __post_init__(self):

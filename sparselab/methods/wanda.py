@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import SparselabError
+from ..numerics.statistics import NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from ..statistics import NORMS, Statistics
 from .base import Method, Solution, keep_weights
 
 
@@ -26,5 +26,9 @@ class Wanda(Method):
             raise SparselabError(f"Wanda(per={self.per!r}): scores are compared per 'row' or per 'matrix'.")
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
-        scores = weight.abs() * stats.norms                                  # [r, c]
-        return keep_weights(weight, prune_rows(scores, pattern, per_row=self.per == "row"))
+        return keep_weights(weight, prune_rows(wanda_scores(weight, stats.norms), pattern, per_row=self.per == "row"))
+
+
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """|W_ij| ||X_j||_2 for weight [r, c] and the norms of its inputs [c]."""
+    return weight.abs() * norms

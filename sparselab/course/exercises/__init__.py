@@ -1,0 +1,1 @@
+"""The exercises of the notebooks, one file each, and the checks that name a mistake."""

@@ -1,0 +1,117 @@
+"""Token ids from a text: the calibration windows, and what a model is evaluated on."""
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import LongTensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..errors import SparselabError
+from .corpora import CORPORA, joined, rows_of
+
+C4_EVALUATION_TOKENS = 256 * 2048               # the papers cut C4 validation to 256 windows of 2,048 tokens
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> LongTensor:
+    """Token ids [n] of a text, with the tokenizer's own special tokens and without its warning about long texts."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor:
+    """Token ids of a text to evaluate on, tokenised as one string, as the papers do it.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        What `sl.load` gave.
+    corpus : str or Path
+        'wikitext2' (test rows joined by blank lines), 'ptb' (test sentences joined by spaces), 'c4' (the first 1,100
+        validation documents joined by spaces, cut to 256 x 2,048 tokens), 'demo' (Wikipedia articles joined by blank
+        lines), or a text file.
+
+    Returns
+    -------
+    LongTensor of shape (n,)
+
+    Raises
+    ------
+    SparselabError
+        Where the text is not on this machine: where it was sought, and what brings it.
+    """
+    ids = _encode(tokenizer, joined(corpus, "evaluation"))
+    return ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
+
+
+def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, samples: int = 128, seqlen: int = 2048,
+                seed: int = 0) -> LongTensor:
+    """Random windows for calibration, drawn as SparseGPT and Wanda draw them.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        What `sl.load` gave.
+    corpus : str or Path
+        'c4' and 'demo': a document is drawn with replacement, rejected unless it is longer than `seqlen`, and a window
+        inside it. 'wikitext2', 'ptb' and text files: windows of the joined training text (locally the validation text
+        stands in for it).
+    samples, seqlen : int
+        Windows, and tokens in each.
+    seed : int
+        Only Python's ``random.Random(seed)`` decides.
+
+    Returns
+    -------
+    LongTensor of shape (samples, seqlen)
+
+    Raises
+    ------
+    SparselabError
+        Where the text is missing, or too short for one window.
+    """
+    if samples < 1 or seqlen < 2:
+        raise SparselabError(f"calibration needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")
+    draw = random.Random(seed)
+    if corpus in CORPORA and CORPORA[corpus].documents:
+        next_document = _documents(tokenizer, rows_of(corpus, "calibration"), seqlen, draw, corpus)
+    else:
+        ids = _encode(tokenizer, joined(corpus, "calibration"))
+        _long_enough(len(ids), seqlen, corpus)
+        next_document = lambda: ids                                          # noqa: E731
+    windows = []
+    for _ in range(samples):
+        ids = next_document()
+        start = draw.randint(0, len(ids) - seqlen - 1)
+        windows.append(ids[start:start + seqlen])
+    return torch.stack(windows)
+
+
+def _documents(tokenizer, rows: Sequence[str], seqlen: int, draw: random.Random, corpus: str) -> Callable[[], LongTensor]:
+    """A function that draws documents until one is longer than seqlen; each is tokenised once."""
+    seen: dict[int, LongTensor] = {}
+    if not rows:
+        _long_enough(0, seqlen, corpus)
+
+    def next_document() -> LongTensor:
+        while True:
+            i = draw.randint(0, len(rows) - 1)
+            if i not in seen:
+                seen[i] = _encode(tokenizer, rows[i])
+            if len(seen[i]) > seqlen:
+                return seen[i]
+            if len(seen) == len(rows):
+                _long_enough(max(map(len, seen.values())), seqlen, corpus)
+
+    return next_document
+
+
+def _long_enough(length: int, seqlen: int, corpus) -> None:
+    if length <= seqlen:
+        raise SparselabError(f"{corpus}: its longest piece of text has {length} tokens, too short for a window of "
+                             f"seqlen={seqlen} (one more is needed). Use a shorter seqlen or a longer text.")

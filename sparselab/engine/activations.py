@@ -1,0 +1,169 @@
+"""The calibration activations between two blocks: captured, collected into statistics, replayed."""
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import LongTensor, Tensor, nn
+from transformers import Cache
+
+from ..errors import SparselabError
+from ..models.architecture import blocks_of, model_name
+from ..models.hooks import watching
+from ..runtime.memory import OUT_OF_MEMORY, batch_size, is_out_of_memory, with_batch_halving
+from .offload import ActivationStore
+
+STREAM_SHARE = 0.5          # of what the residual stream lacks: half way from targets="dense-model", which adds none, to all
+
+
+class _Captured(Exception):
+    """Ends a forward pass at the first block; private, so that no real error is taken for it."""
+
+
+@dataclass
+class ActivationBatch:
+    """Some calibration windows on their way through the blocks: `hidden` [b, seqlen, width] is what the next block
+    receives, with every other argument that the model passes to its blocks; `dense`, where a method aims at the dense
+    model, is what it would receive there (the same tensor until a block is pruned)."""
+
+    ids: LongTensor
+    hidden: Tensor
+    args: tuple
+    kwargs: dict
+    dense: Tensor | None = None
+
+    def through(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """What a block makes of hidden states, [b, seqlen, width], which may wait on another device."""
+        output = block(hidden.to(next(block.parameters()).device), *self.args, **self.kwargs)
+        return output if isinstance(output, Tensor) else output[0]           # older transformers return a tuple
+
+    def inputs(self, block: nn.Module, hidden: Tensor, places: list[str]) -> dict[str, Tensor]:
+        """What the modules at some places of the block receive, by name, in the order in which they run; '' is the
+        block itself. The block runs no further than the last of them."""
+        hidden = hidden.to(next(block.parameters()).device)
+        seen = {"": hidden}
+
+        def keep(name, args, kwargs):
+            seen[name] = args[0]
+            if name == places[-1]:
+                raise _Captured
+
+        with suppress(_Captured), watching({name: block.get_submodule(name) for name in places if name}, before=keep):
+            self.through(block, hidden)
+        return seen
+
+
+class InputCollector(Protocol):
+    """What takes in the calibration tokens of a place: `Statistics`, or a whole feed-forward network."""
+
+    def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
+        """Inputs x [b, seqlen, c]; there in the dense model; dense less pruned residual stream, where it matters."""
+
+    def finish(self, name: str) -> "InputCollector":
+        """After the last tokens."""
+
+
+class CalibrationActivations:
+    """All calibration activations before the current block; outputs replace inputs, so that one copy is held (two with
+    the dense model's)."""
+
+    def __init__(self, model: nn.Module, ids: LongTensor, batch: int | None = None, *, dense: bool = False,
+                 offload: str = "device"):
+        """Run the model up to its first block, on windows ids [samples, seqlen]."""
+        self.model, self.dense = model, dense
+        self.store = ActivationStore.choose(offload, model, ids.numel() * (1 + dense))
+        self.parts = with_batch_halving(lambda size: [self._capture(part) for part in ids.split(size)],
+                             batch or batch_size(model, ids.shape[1]))
+
+    def _capture(self, ids: LongTensor) -> ActivationBatch:
+        part = ActivationBatch(ids, *_first_block_call(self.model, ids))
+        part.hidden = self.store.keep(part.hidden)
+        part.dense = part.hidden if self.dense else None
+        return part
+
+    def _halves(self, part: ActivationBatch) -> list[ActivationBatch]:
+        """The same activations in two parts; a single window cannot be cut."""
+        if len(part.ids) == 1:
+            raise SparselabError(OUT_OF_MEMORY)
+        size = -(-len(part.ids) // 2)
+        halves = [ActivationBatch(ids, self.store.keep(hidden.clone()), *_first_block_call(self.model, ids)[1:])
+                  for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)]
+        for half, dense in zip(halves, part.dense.split(size) if self.dense else (), strict=self.dense):
+            half.dense = half.hidden if part.dense is part.hidden else self.store.keep(dense.clone())
+        return halves
+
+    def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
+        """Move on: the block's outputs take the place of its inputs; the dense stream goes through `original`, the block
+        before it was pruned. A part that memory does not hold is halved."""
+        k = 0
+        while k < len(self.parts):
+            part = self.parts[k]
+            try:
+                self._advance(part, block, original)
+                k += 1
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.parts[k:k + 1] = self._halves(part)
+
+    def _advance(self, part: ActivationBatch, block: nn.Module, original: nn.Module | None) -> None:
+        hidden, shared = part.through(block, part.hidden), part.dense is part.hidden
+        if self.dense and not (shared and original is None):
+            dense = part.through(original or block, part.dense)
+            part.dense = self.store.keep(dense, None if shared else part.dense)
+            shared = False
+        part.hidden = self.store.keep(hidden, part.hidden)
+        if shared:
+            part.dense = part.hidden
+
+    def collect(self, block: nn.Module, make: Callable[[], dict[str, tuple[InputCollector, str | None]]],
+                original: nn.Module | None = None, prefix: str = "") -> dict[str, InputCollector]:
+        """Fill sinks with what some places of the block receive, from one pass over the parts (its outputs are dropped).
+        `make` gives new sinks by place, each with the place where its residual stream is read, if that matters; it is
+        called anew, with halved parts, when memory runs out."""
+        while True:
+            sinks = make()
+            try:
+                for part in self.parts:
+                    _gather(block, original, sinks, part)
+                return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if all(len(part.ids) == 1 for part in self.parts):
+                raise SparselabError(OUT_OF_MEMORY)
+            self.parts = [half for part in self.parts for half in (self._halves(part) if len(part.ids) > 1 else [part])]
+
+
+def _gather(block: nn.Module, original: nn.Module | None, sinks: dict[str, tuple[InputCollector, str | None]],
+            part: ActivationBatch) -> None:
+    """Hand a part's tokens to the sinks, with those of the dense model where `original` is given."""
+    residuals = [place for _, place in sinks.values() if place]
+    places = [*residuals, *sinks]                                            # the last to run is a sink
+    now = part.inputs(block, part.hidden, places)
+    dense = part.inputs(original, part.dense, places) if original else {}
+    for name, (sink, residual) in sinks.items():
+        if residual is not None and residual not in now:
+            raise SparselabError("targets='dense-stream' needs a model that normalises before its linears (pre-norm). "
+                                 "Choose targets='dense-model'.")
+        drift = None if residual is None else STREAM_SHARE * (dense[residual].float() - now[residual].float())
+        x = now[name].reshape(*part.ids.shape, -1)                           # OPT flattens sequences before its fc1
+        sink.add(x, dense.get(name), drift)
+
+
+def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple, dict]:
+    """What the model passes to its first block: hidden states [b, seqlen, width], other arguments, keyword arguments."""
+    seen: list[tuple[tuple, dict]] = []
+
+    def keep(name, args, kwargs):
+        seen.append((args, dict(kwargs)))
+        raise _Captured
+
+    with suppress(_Captured), watching({"": blocks_of(model)[0]}, before=keep):
+        model(ids.to(model.device), use_cache=False)
+    args, kwargs = seen[0]
+    if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+        raise SparselabError(f"{model_name(model)} passes a key-value cache to its blocks although use_cache=False was "
+                             "asked for: the windows would see each other. Load it anew with sl.load.")
+    hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
+    return hidden, args[1:], kwargs

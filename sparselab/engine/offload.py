@@ -1,0 +1,46 @@
+"""Where activations wait between two blocks: on the device, in the host's memory, on disk."""
+import os
+import tempfile
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparselabError
+from ..runtime.memory import free_bytes
+
+
+class ActivationStore:
+    """Where activations wait between two blocks: on the device, in the host's memory, or in a file without a name,
+    which is gone when the process is."""
+
+    PLACES = ("device", "cpu", "disk")
+
+    def __init__(self, place: str, device: torch.device):
+        self.place, self.device = place, device
+
+    @classmethod
+    def choose(cls, offload: str, model: nn.Module, tokens: int) -> "ActivationStore":
+        """By name, or 'auto': on the device while the activations fill at most 40 % of what is free there, else in the
+        host's memory while they fill at most half of what is free, else on disk."""
+        weight = next(model.parameters())
+        if offload not in ("auto", *cls.PLACES):
+            raise SparselabError(f"offload={offload!r}: 'auto', 'device', 'cpu' or 'disk'.")
+        if offload == "auto":
+            needed, host = tokens * model.config.hidden_size * weight.element_size(), torch.device("cpu")
+            fits = {"device": needed <= 0.4 * free_bytes(weight.device), "cpu": needed <= 0.5 * free_bytes(host)}
+            offload = next((place for place, fit in fits.items() if fit), "disk")
+        return cls(offload, weight.device)
+
+    def keep(self, new: Tensor, old: Tensor | None = None) -> Tensor:
+        """Keep a tensor; `old`, kept before and no longer needed, gives its room."""
+        if self.place == "device" or (self.place == "cpu" and self.device.type == "cpu"):
+            return new
+        if old is None or old.shape != new.shape or old is new:
+            old = self._room(new)
+        return old.copy_(new)
+
+    def _room(self, like: Tensor) -> Tensor:
+        if self.place == "cpu":
+            return torch.empty_like(like, device="cpu", pin_memory=True)
+        with tempfile.NamedTemporaryFile(prefix="sparselab-", dir=os.environ.get("SPARSELAB_SCRATCH")) as file:
+            return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).view(like.shape)

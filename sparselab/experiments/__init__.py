@@ -1,0 +1,1 @@
+"""Runs that compare methods: sweeps, tables and the papers' figures."""

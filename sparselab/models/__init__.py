@@ -1,0 +1,1 @@
+"""Models: their structure, how they are loaded, stored and checked."""

@@ -1,0 +1,197 @@
+"""Load a model and its tokenizer, and know where the blocks and linears of its family are."""
+import hashlib
+import weakref
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..errors import SparselabError, did_you_mean
+from .architecture import UNLIMITED, family_of, model_name
+from .embedded import EMBEDDED, OPT_MINI, smollm2_folder
+from .hub import online, quiet
+from .packed import PACKED, read_packed
+
+
+def revision(model: nn.Module) -> str:
+    """Which weights these were: the Hub's commit, or the sha256 of the folder's safetensors files together."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return commit or _weights_sha256(locate(model_name(model))[0])
+
+
+@lru_cache
+def _weights_sha256(folder: str) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+_tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = weakref.WeakKeyDictionary()
+
+
+def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that `load` gave out with this model, if it did."""
+    return _tokenizers.get(model)
+
+
+def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
+         ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer by name.
+
+    Parameters
+    ----------
+    name : str or Path
+        'opt-mini', 'smollm2-135m', a local folder, or a Hub id such as 'facebook/opt-125m'. OPT and LLaMA families,
+        safetensors only, no remote code.
+    dtype : torch.dtype or str, optional
+        Default: float32 on a CPU, the checkpoint's own on a GPU.
+    device : torch.device or str, optional
+        Default: the GPU where there is one.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode.
+    tokenizer : PreTrainedTokenizerBase
+
+    Raises
+    ------
+    SparselabError
+        In one sentence, where a model is missing, gated, out of reach, or of another family.
+    """
+    device = find_device(device)
+    dtype = find_dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
+    folder, options = locate(str(name))
+    config = read_config(name, folder, options)
+    with quiet():
+        try:
+            if (Path(folder) / PACKED).exists():
+                model = read_packed(Path(folder), config, dtype)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        except Exception as error:
+            raise friendly_error(name, error) from error
+    model.sparselab_name = str(name)
+    remember_tokenizer(model, tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def remember_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """So that `save` writes it beside the model."""
+    tokenizer.model_max_length = UNLIMITED          # whole texts are tokenised at once and cut later: no length warning
+    _tokenizers[model] = tokenizer
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Its files, with the limit that it had before `remember_tokenizer` lifted it."""
+    now = tokenizer.model_max_length
+    if now == UNLIMITED:
+        tokenizer.model_max_length = tokenizer.init_kwargs.get("model_max_length", now)
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_max_length = now
+
+
+def find_device(device: torch.device | str | None, *, here: bool = True) -> torch.device:
+    """A device by name, the GPU where there is one if None; a SparselabError where there is no such device `here`."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise SparselabError(f"unknown device {device!r}: 'cpu', 'cuda', or 'cuda:1' for the second GPU.") from None
+    count = torch.cuda.device_count()
+    if here and found.type == "cuda" and (found.index or 0) >= count:
+        raise SparselabError(f"device={str(device)!r} was asked for, but torch sees {count or 'no'} GPU here. Use "
+                             f"device={'cuda:0' if count else 'cpu'!r}.")
+    return found
+
+
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    """A dtype by name; None and 'auto' as they are."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise SparselabError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, ['float32', 'bfloat16', 'float16'])}")
+    return found
+
+
+def locate(name: str) -> tuple[str, dict]:
+    """Where the files are: folder or Hub id, and options for from_pretrained."""
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if name == "opt-mini":
+        return str(OPT_MINI), {"local_files_only": True}
+    if name == "smollm2-135m":
+        return str(smollm2_folder()), {"local_files_only": True}
+    if Path(name).is_dir():
+        return name, {"local_files_only": True}
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise SparselabError(f"unknown model {name!r}: no folder of this name.{did_you_mean(name, EMBEDDED)} "
+                             "Other models go by their Hub id, owner/name, such as facebook/opt-125m.")
+    return name, {"local_files_only": not online()}
+
+
+def read_config(name: str | Path, folder: str | Path, options: dict) -> PretrainedConfig:
+    """config.json of a folder or Hub id, of a family that can be pruned."""
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, **options)
+        except Exception as error:
+            raise friendly_error(name, error) from error
+    _refuse_other_families(config, name)
+    return config
+
+
+def _refuse_other_families(config: PretrainedConfig, name: str | Path) -> None:
+    """Build the model without memory and look at its structure, before any weight is read or downloaded."""
+    try:
+        with torch.device("meta"), quiet():
+            skeleton = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise SparselabError(f"{name}: transformers knows no causal language model of type {config.model_type!r} "
+                             f"without remote code. Choose a model of the OPT or LLaMA family.") from error
+    skeleton.sparselab_name = str(name)
+    family_of(skeleton)
+
+
+def _causes(error: BaseException | None) -> list[str]:
+    names = []
+    while error:
+        names.append(type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return names
+
+
+def friendly_error(name: str | Path, error: Exception) -> SparselabError:
+    """One sentence in place of the libraries' chain of exceptions."""
+    causes = _causes(error)
+    if isinstance(error, SparselabError):
+        return error
+    if "GatedRepoError" in causes:
+        return SparselabError(f"{name} is gated: accept its licence on its page on huggingface.co, then log in with "
+                              "`hf auth login`.")
+    if "RepositoryNotFoundError" in causes:
+        return SparselabError(f"there is no model {name} on the Hub (or it is private). Check the spelling, or log in "
+                              "with `hf auth login`.")
+    if {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"} & set(causes):
+        return SparselabError(f"{name} is not on this machine and the Hub cannot be reached. Connect to the network, "
+                              f"pass a local folder, or use one of {', '.join(EMBEDDED)}.")
+    if {"OutOfMemoryError", "MemoryError"} & set(causes):
+        return SparselabError(f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model.")
+    if "safetensors" in str(error):
+        return SparselabError(f"{name} holds no safetensors file (pickled weights are not read, for they can run code). "
+                              "Convert it with save_pretrained of transformers, or choose another copy.")
+    return SparselabError(f"{name} could not be loaded: {str(error).splitlines()[0] if str(error) else causes[0]} "
+                          "Check that the folder holds config.json, *.safetensors and the tokenizer's files.")

@@ -1,0 +1,1 @@
+"""Sums over calibration tokens, and the linear algebra on them."""
