@@ -25,6 +25,7 @@ class Corpus:
     hub: Callable[[str], Sequence[str]]         # "evaluation" or "calibration" -> rows
     evaluation_joiner: str
     documents: bool = False
+    evaluation_rows: int | None = None          # no more than the first so many rows are evaluated
 
 
 def _hub_rows(path: str, column: str, **options) -> Sequence[str]:
@@ -44,15 +45,15 @@ def _ptb(use: str) -> Sequence[str]:
 
 def _c4(use: str) -> Sequence[str]:
     file = "en/c4-train.00000-of-01024.json.gz" if use == "calibration" else "en/c4-validation.00000-of-00008.json.gz"
-    rows = _hub_rows("allenai/c4", "text", data_files={"rows": file}, split="rows")
-    return rows if use == "calibration" else rows[:1100]
+    return _hub_rows("allenai/c4", "text", data_files={"rows": file}, split="rows")
 
 
 CORPORA = {
     "wikitext2": Corpus(("wikitext2-raw-test.txt",), ("wikitext2-raw-train.txt", "wikitext2-unk-valid.txt"),
                         _wikitext2, "\n\n"),
     "ptb": Corpus(("ptb-test.txt",), ("ptb-train.txt", "ptb-valid.txt"), _ptb, " "),
-    "c4": Corpus(("c4-validation.jsonl",), ("c4-train.jsonl", "c4-demo.jsonl"), _c4, " ", documents=True),
+    "c4": Corpus(("c4-validation.jsonl",), ("c4-train.jsonl", "c4-demo.jsonl"), _c4, " ", documents=True,
+                 evaluation_rows=1100),
     "demo": Corpus(("wiki_demo.txt",), ("c4_demo.jsonl",), lambda use: [], "\n\n", documents=True),
 }
 
@@ -77,6 +78,11 @@ def sha256_of(corpus: str | Path, use: str) -> str:
 
 def rows_of(corpus: str, use: str) -> Sequence[str]:
     """The rows (documents, articles, sentences) of a corpus, local first, else from the Hub."""
+    rows = _all_rows(corpus, use)
+    return rows[:CORPORA[corpus].evaluation_rows] if use == "evaluation" else rows
+
+
+def _all_rows(corpus: str, use: str) -> Sequence[str]:
     file = local_file(corpus, use)
     if file is not None:
         return _read(file)
@@ -107,10 +113,12 @@ def _read(file: Path) -> list[str]:
 
 def _document(file: Path, number: int, line: str) -> str:
     try:
-        return json.loads(line)["text"]
+        if isinstance(text := json.loads(line)["text"], str):
+            return text
     except (ValueError, KeyError, TypeError):
-        raise SparselabError(f'{file}, line {number}, is not a JSON object with a "text". Mend or remove that line.'
-                             ) from None
+        pass
+    raise SparselabError(f'{file}, line {number}, is not a JSON object with a "text" that is a string. Mend or remove that '
+                         "line.")
 
 
 def _text(file: Path) -> str:

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import LongTensor, nn
+from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..methods.base import DENSE_BLOCK, Fit, Method
+from ..methods.base import DENSE_BLOCK, Fit, Method, Solution
 from ..models.architecture import Family
 from ..numerics.statistics import Statistics
 from ..patterns import Allocation, Pattern
@@ -109,6 +109,11 @@ class BlockPruner:
     def _prune_joint(self, group: tuple[str, ...], feed_forward: InputCollector) -> None:
         """The feed-forward network as a whole, in every process alike."""
         names, started = [self.prefix + name for name in group], time.perf_counter()
+        if not any(self.run.shares[name].sparsity for name in names):        # no zero is asked for
+            for name in names:
+                weight = self.run.linears[name].weight.detach().float()
+                self._write(name, Fit(untouched(weight), 0.0, 0.0, self.run.calibration.numel()), 0.0)
+            return
         with self.run.clock("solve"):
             shares = dict(zip(self._roles(group), map(self.run.shares.get, names), strict=True))
             fits, history = naming_errors(names[0], lambda: self.run.method.prune_ffn(feed_forward, shares))
@@ -132,13 +137,22 @@ class BlockPruner:
         if self.run.source.streamed:
             trim_host_memory()
         with self.run.clock("solve"):
-            weights, shares = [linear.weight.detach().float() for linear in linears], [*map(self.run.shares.get, names)]
-            method = self.run.method.on(names[0].removeprefix(self.prefix) in self.run.family.ffn)
-            pruned = naming_errors(names[0], lambda: method.prune_matrices(weights, stats, shares))
+            pruned = naming_errors(names[0], lambda: self._pruned(names, stats))
         seconds = (time.perf_counter() - started) / len(names)
         with self.run.clock("error"):
             return [Fit.of(target, solution, stats, linear.weight.dtype)
                     for linear, (target, solution) in zip(linears, pruned, strict=True)], seconds
+
+    def _pruned(self, names: tuple[str, ...], stats: Statistics) -> list[tuple[Tensor, Solution]]:
+        """What each matrix aims at and the solution for it. Where no zero is asked for, a matrix stays as it is."""
+        weights, shares = [self.run.linears[name].weight.detach().float() for name in names], self.run.shares
+        method = self.run.method.on(names[0].removeprefix(self.prefix) in self.run.family.ffn)
+        chosen = [k for k, name in enumerate(names) if shares[name].sparsity > 0]
+        found = {k: (weight, untouched(weight)) for k, weight in enumerate(weights) if k not in chosen}
+        if chosen:
+            solved = method.prune_matrices([weights[k] for k in chosen], stats, [shares[names[k]] for k in chosen])
+            found |= dict(zip(chosen, solved, strict=True))
+        return [found[k] for k in range(len(names))]
 
     def _write_all(self, names: tuple[str, ...], result: tuple[list[Fit], float]) -> None:
         fits, seconds = result
@@ -148,12 +162,20 @@ class BlockPruner:
     def _write(self, name: str, fit: Fit, seconds: float) -> None:
         """Put the new weight into the model and a row into the report."""
         weight, solution = self.run.linears[name].weight, fit.solution
+        if not torch.isfinite(solution.weight).all():
+            raise SparselabError(f"{name}: {self.run.method} gives weights that are not finite (NaN or infinite), so this "
+                                 "matrix stays dense. Choose other hyper-parameters, or another method.")
         weight.copy_(solution.weight.to(weight.device, weight.dtype))
         zeros = weight.numel() - weight.count_nonzero().item()
         self.run.report.rows.append(MatrixRow(
             name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape), zeros / weight.numel(),
             fit.error_mask_only, fit.error, fit.tokens, solution.damp, solution.tries, seconds,
             peak_bytes(self.run.clock.device)))
+
+
+def untouched(weight: Tensor) -> Solution:
+    """The solution that leaves a weight [r, c] as it is."""
+    return Solution(weight, torch.ones_like(weight, dtype=torch.bool), refitted=True)
 
 
 def naming_errors(name: str, work: Callable[[], Any]) -> Any:

@@ -65,6 +65,8 @@ def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: 
             for _ in bar:
                 ids = windows[torch.randint(len(windows), (batch,), generator=generator)].to(model.device)
                 loss = token_losses(model(ids, use_cache=False).logits, ids).mean()
+                if not torch.isfinite(loss):
+                    raise _diverged(f"the loss is {loss.item()}", len(result.losses), rate)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
@@ -77,8 +79,15 @@ def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: 
         for weight, want in zip(trained, wanted, strict=True):
             weight.requires_grad_(want)
             weight.grad = None
+    if not all(torch.isfinite(weight).all() for weight in trained):
+        raise _diverged("weights are not finite", steps, rate)
     result.sparsity = (before, zeros(masks))
     return result
+
+
+def _diverged(what: str, steps: int, rate: float) -> SparselabError:
+    return SparselabError(f"{what} after {steps} steps: the training diverged, and the model is of no use now. Load it "
+                          f"again and take a rate below {rate:g}.")
 
 
 def _rate(step: int, steps: int) -> float:
@@ -91,9 +100,9 @@ def _rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def keep_zeros(masks: dict[Tensor, Tensor]) -> None:
-    """Put the zeros back, weight by weight."""
+    """Put the zeros back, weight by weight; also where a weight is not finite, which a product would keep."""
     for weight, mask in masks.items():
-        weight.mul_(mask)
+        weight.masked_fill_(~mask, 0)
 
 
 def zeros(masks: dict[Tensor, Tensor]) -> float:

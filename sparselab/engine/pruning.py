@@ -13,7 +13,7 @@ from ..methods.base import Method
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of, linears_of, model_name
 from ..models.loading import find_device, find_dtype
-from ..models.validation import check_feed_forward, check_ready, check_rows, check_weights
+from ..models.validation import check_feed_forward, check_not_shared, check_ready, check_rows, check_weights
 from ..patterns import Allocation, Pattern, describe_allocation
 from ..runtime.files import DISTRIBUTION
 from .block import PhaseClock, PruningRun
@@ -131,6 +131,7 @@ def _prepare(source: InMemoryBlocks | StreamedBlocks, calibration: LongTensor, m
     linears = _chosen_linears(model, chosen, modules)
     if not source.streamed:
         check_weights(linears)
+        check_not_shared(linears)
     shares = _shares(method, pattern, linears, family)
     for name, linear in linears.items():
         shares[name].check_width(linear.in_features, name)

@@ -29,6 +29,13 @@ def claims(table: pd.DataFrame, base: str = BASE) -> pd.DataFrame:
     """Excess log-perplexity over dense as a share of the base method's, by model, text and pattern; mean over seeds."""
     keys = ["model", "text", "pattern"]
     excess = table.groupby([*keys, "method"], sort=False).excess.mean().unstack("method")
+    return _shares_of(excess, base)
+
+
+def _shares_of(excess: pd.DataFrame, base: str) -> pd.DataFrame:
+    if base not in excess:
+        raise SparselabError(f"the table has no row of {base}, whose excess is the measure here. Run the sweep with it too, "
+                             "or choose another base method.")
     return excess.div(excess[base], axis=0)
 
 
@@ -53,7 +60,7 @@ def by_seed(file: Path) -> str:
     table = read(file)
     keys = [*SETTING, "pattern"]
     excess = table.groupby([*keys, "seed", "method"], sort=False).excess.mean().unstack("method")
-    shares = excess.div(excess[BASE], axis=0).drop(columns=BASE)
+    shares = _shares_of(excess, BASE).drop(columns=BASE)
     methods = [method for method in table.method.unique() if method in shares]
     lines = ["Excess log-perplexity over dense as a share of SparseGPT's with the same calibration; mean, and lowest to "
              f"highest of the seeds; {made_on(table)}", "",

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import SparselabError
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)               # their weights have three dimensions and more without any expert
 UNLIMITED = int(1e30)                               # what transformers takes for a tokenizer without a limit
 
 
@@ -56,7 +57,8 @@ def _linears(block: nn.Module) -> set[str]:
 
 
 def _experts(module: nn.Module) -> bool:
-    return any(p.ndim > 2 or ".experts." in name for name, p in module.named_parameters())
+    fused = (p for part in module.modules() if not isinstance(part, CONVOLUTIONS) for p in part.parameters(recurse=False))
+    return any(p.ndim > 2 for p in fused) or any(".experts." in name for name, _ in module.named_parameters())
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:

@@ -7,12 +7,12 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..errors import SparselabError
 from .architecture import family_of
 from .hub import quiet
-from .loading import friendly_error, locate, read_config, remember_tokenizer
+from .loading import LOCAL, friendly_error, locate, read_config, read_tokenizer, remember_tokenizer
 from .packed import PACKED, stored_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -29,7 +29,7 @@ class Checkpoint:
         self.name = str(name)
         location, options = locate(self.name)
         self.folder = Path(location) if Path(location).is_dir() else _fetched(name, options)
-        self.config = read_config(self.name, self.folder, {"local_files_only": True})
+        self.config = read_config(self.name, self.folder, LOCAL)
         self.files = {key: file for key, file in _index(self.folder, self.name).items() if LEFT_OUT not in key}
 
     def skeleton(self, dtype: torch.dtype | str | None) -> PreTrainedModel:
@@ -38,7 +38,7 @@ class Checkpoint:
         model.sparselab_name = self.name
         with quiet():
             try:
-                remember_tokenizer(model, AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
+                remember_tokenizer(model, read_tokenizer(self.name, self.folder, LOCAL))
             except Exception as error:
                 raise friendly_error(self.name, error) from error
         prefix = family_of(model).blocks.split(".")[0] + "."                 # some checkpoints leave 'model.' out

@@ -45,7 +45,7 @@ def smollm2_folder() -> Path:
 def _dequantise(file: Path, folder: Path) -> None:
     """The model and tokenizer of a GGUF file, as safetensors in a folder."""
     with quiet():
-        options = {"gguf_file": file.name, "local_files_only": True}
+        options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
         config = model.config.to_dict()
         del config["quantization_config"]                  # the weights are plain float32 from here on

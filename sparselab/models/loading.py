@@ -1,5 +1,6 @@
 """Load a model and its tokenizer, and know where the blocks and linears of its family are."""
 import hashlib
+import json
 import weakref
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,7 @@ def _weights_sha256(folder: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+LOCAL = {"local_files_only": True, "trust_remote_code": False}     # None would ask on standard input
 _tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = weakref.WeakKeyDictionary()
 
 
@@ -80,12 +82,22 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
                 model = read_packed(Path(folder), config, dtype)
             else:
                 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer = read_tokenizer(name, folder, options)
         except Exception as error:
             raise friendly_error(name, error) from error
     model.sparselab_name = str(name)
     remember_tokenizer(model, tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def read_tokenizer(name: str | Path, folder: str | Path, options: dict) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id; a SparselabError where there are no files of one: for some families
+    transformers then makes one that knows no word."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if not tokenizer("The words of a text.", add_special_tokens=False).input_ids:
+        raise SparselabError(f"{name} has no tokenizer: its files are missing, or empty. Add tokenizer.json (or vocab.json "
+                             "and merges.txt) of the model that it was made from.")
+    return tokenizer
 
 
 def remember_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,15 +144,15 @@ def locate(name: str) -> tuple[str, dict]:
     """Where the files are: folder or Hub id, and options for from_pretrained."""
     name = str(Path(name).expanduser()) if name.startswith("~") else name
     if name == "opt-mini":
-        return str(OPT_MINI), {"local_files_only": True}
+        return str(OPT_MINI), LOCAL
     if name == "smollm2-135m":
-        return str(smollm2_folder()), {"local_files_only": True}
+        return str(smollm2_folder()), LOCAL
     if Path(name).is_dir():
-        return name, {"local_files_only": True}
+        return name, LOCAL
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SparselabError(f"unknown model {name!r}: no folder of this name.{did_you_mean(name, EMBEDDED)} "
                              "Other models go by their Hub id, owner/name, such as facebook/opt-125m.")
-    return name, {"local_files_only": not online()}
+    return name, {**LOCAL, "local_files_only": not online()}
 
 
 def read_config(name: str | Path, folder: str | Path, options: dict) -> PretrainedConfig:
@@ -158,7 +170,7 @@ def _refuse_other_families(config: PretrainedConfig, name: str | Path) -> None:
     """Build the model without memory and look at its structure, before any weight is read or downloaded."""
     try:
         with torch.device("meta"), quiet():
-            skeleton = AutoModelForCausalLM.from_config(config)
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise SparselabError(f"{name}: transformers knows no causal language model of type {config.model_type!r} "
                              f"without remote code. Choose a model of the OPT or LLaMA family.") from error
@@ -190,8 +202,26 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
                               f"pass a local folder, or use one of {', '.join(EMBEDDED)}.")
     if {"OutOfMemoryError", "MemoryError"} & set(causes):
         return SparselabError(f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model.")
+    if "ignore_mismatched_sizes" in str(error):
+        return SparselabError(f"{name}: weights in its files have other shapes than its config.json says. They do not "
+                              "belong together: download both again.")
+    if missing := _missing_shards(Path(name)):
+        return SparselabError(f"{name}: its index names {', '.join(missing)}, and there is no such file. Download the model "
+                              "again.")
+    if "trust_remote_code" in str(error):
+        return SparselabError(f"{name} brings code of its own, which is not run here. Choose a model of the OPT or LLaMA "
+                              "family that transformers knows, or convert it with its own code first.")
     if "safetensors" in str(error):
         return SparselabError(f"{name} holds no safetensors file (pickled weights are not read, for they can run code). "
                               "Convert it with save_pretrained of transformers, or choose another copy.")
     return SparselabError(f"{name} could not be loaded: {str(error).splitlines()[0] if str(error) else causes[0]} "
                           "Check that the folder holds config.json, *.safetensors and the tokenizer's files.")
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    """The shards that the index of a local folder names and that are not there."""
+    try:
+        named = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf8"))["weight_map"].values()
+        return sorted({file for file in named if not (folder / file).exists()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return []

@@ -50,6 +50,18 @@ def check_ready(model: nn.Module) -> None:
                              "Call model.eval() first.")
 
 
+def check_not_shared(linears: dict[str, nn.Linear]) -> None:
+    """A SparselabError where two of the matrices are one: it would be pruned twice, the second time as if it were dense."""
+    seen: dict[int, str] = {}
+    for name, linear in linears.items():
+        if linear.weight.is_meta:
+            continue
+        other = seen.setdefault(linear.weight.data_ptr(), name)
+        if other != name:
+            raise SparselabError(f"{other} and {name} share one matrix, which cannot be pruned for both. Give each its own: "
+                                 "linear.weight = nn.Parameter(linear.weight.clone()).")
+
+
 def check_weights(linears: dict[str, nn.Linear]) -> None:
     """No NaN, no infinity, nothing still without memory."""
     for name, linear in linears.items():
