@@ -351,7 +351,7 @@ def test_dense_streams_need_outputs_that_are_added_as_they_are(windows, kind):
 
 def test_errors_of_the_network_are_those_of_the_rounded_weights(windows):
     model = TINY["llama"](dtype=torch.bfloat16).bfloat16()
-    report = sl.prune(model, windows, method="sparsellm", sparsity={0: 0.5, 1: 0}, progress=False)
+    report = sl.prune(model, windows, method="sparsellm", sparsity={0: 0.5, 1: 0.001}, progress=False)
     rounded = [row for row in report.rows if row.layer == 1 and "mlp" in row.name]
     assert len(rounded) == 3 and all(1e-4 < row.error_after < 0.02 for row in rounded)
 
