@@ -45,9 +45,18 @@ def _compare_blockwise(model: nn.Module, window: LongTensor, output: Tensor | tu
         stream.replay(block)
     gap = ((stream.parts[0].hidden - whole).abs().max() / whole.abs().max()).item()
     if not gap < 1e-3:
+        if len(kinds := _kinds(model)) > 1:
+            raise SparselabError(f"{model_name(model)} has blocks of several kinds ({', '.join(kinds)}), whose attention "
+                                 "reads other windows: they cannot be called one after the other with the same mask. Take "
+                                 "a seqlen that fits its windows, or a model whose blocks are all of one kind.")
         raise SparselabError(f"{model_name(model)}: block by block differs from the whole model by {gap:.2g} of the "
                              "largest activation. Its blocks are not called as this version of sparselab expects; "
                              "please report it with the versions that `python -m sparselab doctor` prints.")
+
+
+def _kinds(model: nn.Module) -> list[str]:
+    """The kinds of a model's blocks, by their attention."""
+    return sorted({*(getattr(model.config, "layer_types", None) or ())})
 
 
 def verify_residual_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
@@ -69,10 +78,10 @@ def verify_residual_stream(model: nn.Module, window: LongTensor, targets: str) -
 
 def verify_streamed(source: StreamedBlocks, window: LongTensor, targets: str) -> None:
     """The same proof for a model in files, cut to its first two blocks."""
-    kinds = sorted({*(getattr(source.model.config, "layer_types", None) or ())})
-    if len(kinds) > 1:                                                       # two blocks do not speak for all
-        raise SparselabError(f"{model_name(source.model)} has blocks of several kinds ({', '.join(kinds)}), which cannot be "
-                             "checked one by one. Load the model with sl.load and prune it in memory.")
+    if len(kinds := _kinds(source.model)) > 1:                               # two blocks do not speak for all
+        raise SparselabError(f"{model_name(source.model)} has blocks of several kinds ({', '.join(kinds)}), of which two "
+                             "cannot speak for all. Load it with sl.load: where its windows are no shorter than seqlen, "
+                             "sl.prune takes the whole model.")
     path, _, name = source.prefix.rpartition(".")
     parent, last = source.model.get_submodule(path), []
     setattr(parent, name, nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))))

@@ -78,7 +78,8 @@ def check_feed_forward(model: nn.Module, family: Family, linears: dict[str, nn.L
     if chosen and chosen != {*family.ffn}:
         raise SparselabError(f"this method prunes {', '.join(family.ffn)} together: modules= names all of them, or none.")
     wanted = "silu" if len(family.ffn) == 3 else "relu"
-    found = getattr(model.config, "hidden_act", None) or getattr(model.config, "activation_function", None)
+    names = ("hidden_act", "hidden_activation", "activation_function")
+    found = next((value for name in names if (value := getattr(model.config, name, None))), "of another name")
     if chosen and found != wanted:
         raise SparselabError(f"{model_name(model)} has the activation {found!r}; the sub-problems of this method are solved "
                              f"for {wanted!r} in this family. Choose another method, such as 'admm'.")
