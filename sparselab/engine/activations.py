@@ -73,7 +73,7 @@ class CalibrationActivations:
         self.model, self.dense = model, dense
         self.store = ActivationStore.choose(offload, model, ids.numel() * (1 + dense))
         self.parts = with_batch_halving(lambda size: [self._capture(part) for part in ids.split(size)],
-                             batch or batch_size(model, ids.shape[1]))
+                                        batch or batch_size(model, ids.shape[1]))
 
     def _capture(self, ids: LongTensor) -> ActivationBatch:
         part = ActivationBatch(ids, *_first_block_call(self.model, ids))

@@ -10,7 +10,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..methods.base import DENSE_BLOCK, Fit, Method, Solution
+from ..methods.base import DENSE_BLOCK, Fit, Method, Solution, keep_weights
 from ..models.architecture import Family
 from ..numerics.statistics import Statistics
 from ..patterns import Allocation, Pattern
@@ -37,6 +37,11 @@ class PruningRun:
     linears: dict[str, nn.Linear]
     clock: "PhaseClock"
     report: Report
+
+    @property
+    def windows(self) -> LongTensor:
+        """This process's share of the calibration windows."""
+        return distributed.shard_windows(self.calibration)
 
     @property
     def aims_at_dense_model(self) -> bool:
@@ -81,10 +86,12 @@ class BlockPruner:
             self._prune_joint(group, feed_forward)
 
     def _groups(self) -> list[tuple[str, ...]]:
-        """The block's chosen linears that are pruned from the same inputs; with a joint method the whole FFN is one."""
-        family, linears = self.run.family, self.run.linears
+        """The block's chosen linears that are pruned from the same inputs; with a joint method the whole FFN is one, unless
+        no zero is asked for in it."""
+        family, linears, shares = self.run.family, self.run.linears, self.run.shares
         groups = [tuple(name for name in group if self.prefix + name in linears) for group in family.groups]
-        if self.run.method.prunes_ffn_jointly and self.prefix + family.ffn[0] in linears:
+        ffn = [self.prefix + name for name in family.ffn]
+        if self.run.method.prunes_ffn_jointly and any(name in linears and shares[name].sparsity for name in ffn):
             groups = [group for group in groups if not {*group} & {*family.ffn}] + [family.ffn]
         return [group for group in groups if group]
 
@@ -93,10 +100,9 @@ class BlockPruner:
         method = self.run.method
         residual = self.run.family.residual.get(group[-1]) if method.targets == "dense-stream" else None
         if self._is_joint(group):
-            tokens = distributed.shard_windows(self.run.calibration).numel()
-            return group[0], (method.feed_forward(self._roles(group), tokens), residual)
+            return group[0], (method.feed_forward(self._roles(group), self.run.windows.numel()), residual)
         first = self.run.linears[self.prefix + group[0]]
-        every = max(1, distributed.shard_windows(self.run.calibration).numel() // ERROR_TOKENS)
+        every = max(1, self.run.windows.numel() // ERROR_TOKENS)
         return group[0], (Statistics(first.in_features, first.weight.device, needs=method.all_needs, every=every), residual)
 
     def _is_joint(self, group: tuple[str, ...]) -> bool:
@@ -109,11 +115,6 @@ class BlockPruner:
     def _prune_joint(self, group: tuple[str, ...], feed_forward: InputCollector) -> None:
         """The feed-forward network as a whole, in every process alike."""
         names, started = [self.prefix + name for name in group], time.perf_counter()
-        if not any(self.run.shares[name].sparsity for name in names):        # no zero is asked for
-            for name in names:
-                weight = self.run.linears[name].weight.detach().float()
-                self._write(name, Fit(untouched(weight), 0.0, 0.0, self.run.calibration.numel()), 0.0)
-            return
         with self.run.clock("solve"):
             shares = dict(zip(self._roles(group), map(self.run.shares.get, names), strict=True))
             fits, history = naming_errors(names[0], lambda: self.run.method.prune_ffn(feed_forward, shares))
@@ -145,14 +146,14 @@ class BlockPruner:
 
     def _pruned(self, names: tuple[str, ...], stats: Statistics) -> list[tuple[Tensor, Solution]]:
         """What each matrix aims at and the solution for it. Where no zero is asked for, a matrix stays as it is."""
-        weights, shares = [self.run.linears[name].weight.detach().float() for name in names], self.run.shares
-        method = self.run.method.on(names[0].removeprefix(self.prefix) in self.run.family.ffn)
-        chosen = [k for k, name in enumerate(names) if shares[name].sparsity > 0]
-        found = {k: (weight, untouched(weight)) for k, weight in enumerate(weights) if k not in chosen}
-        if chosen:
-            solved = method.prune_matrices([weights[k] for k in chosen], stats, [shares[names[k]] for k in chosen])
+        method, shares = self.run.method.on(names[0].removeprefix(self.prefix) in self.run.family.ffn), self.run.shares
+        weights = {name: self.run.linears[name].weight.detach().float() for name in names}
+        found = {name: (weight, keep_weights(weight, torch.zeros_like(weight, dtype=torch.bool)))
+                 for name, weight in weights.items() if not shares[name].sparsity}
+        if chosen := [name for name in names if name not in found]:
+            solved = method.prune_matrices([*map(weights.get, chosen)], stats, [*map(shares.get, chosen)])
             found |= dict(zip(chosen, solved, strict=True))
-        return [found[k] for k in range(len(names))]
+        return [*map(found.get, names)]
 
     def _write_all(self, names: tuple[str, ...], result: tuple[list[Fit], float]) -> None:
         fits, seconds = result
@@ -171,11 +172,6 @@ class BlockPruner:
             name, self.layer, name.removeprefix(self.prefix), tuple(weight.shape), zeros / weight.numel(),
             fit.error_mask_only, fit.error, fit.tokens, solution.damp, solution.tries, seconds,
             peak_bytes(self.run.clock.device)))
-
-
-def untouched(weight: Tensor) -> Solution:
-    """The solution that leaves a weight [r, c] as it is."""
-    return Solution(weight, torch.ones_like(weight, dtype=torch.bool), refitted=True)
 
 
 def naming_errors(name: str, work: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
     activations = _capture(run, batch, offload)
     last = max(run.chosen)
     for layer in _progress(run, progress):
-        with run.file_clock("read"):                            # streamed: from its files; else it is there
+        with run.file_clock("read"):                         # streamed: from its files; else it is there
             block = run.source.load(layer)
         chosen, original = layer in run.chosen, None
         if chosen and run.aims_at_dense_model:
@@ -109,8 +109,8 @@ def _verify(run: PruningRun, progress: bool) -> None:
 def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationActivations:
     """What the first block receives from this process's share of the calibration windows."""
     with run.clock("capture"):
-        return CalibrationActivations(run.source.model, distributed.shard_windows(run.calibration),
-                                      batch or run.source.batch, dense=run.aims_at_dense_model, offload=offload)
+        return CalibrationActivations(run.source.model, run.windows, batch or run.source.batch,
+                                      dense=run.aims_at_dense_model, offload=offload)
 
 
 def _progress(run: PruningRun, progress: bool) -> tqdm:

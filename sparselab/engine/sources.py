@@ -14,9 +14,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, family_of
-from ..models.checkpoint import INDEX, Checkpoint, load_header
+from ..models.checkpoint import Checkpoint, load_header
 from ..models.hub import quiet
-from ..models.loading import tokenizer_of, write_tokenizer
+from ..models.loading import INDEX, tokenizer_of, write_tokenizer
 from ..models.packed import stored_tensors
 from ..models.saving import REPORT_FILE
 from ..runtime import distributed

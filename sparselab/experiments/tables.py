@@ -12,8 +12,6 @@ from ..patterns import Pattern
 from .results import machine, read
 
 BEGIN, END = "<!-- made by `make {}`: begin -->", "<!-- end -->"
-
-
 BASE = "sparsegpt"
 RECORDED = {"opt-mini.csv": "All methods and patterns", "ablation.csv": "What each idea is worth on its own",
             "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family",
@@ -94,10 +92,13 @@ def _caption(rows: pd.DataFrame) -> str:
 
 def made_on(rows: pd.DataFrame) -> str:
     """On which machine and when rows were made, as they say: processor, threads, torch, first and last day."""
-    kinds = "; ".join(sorted({f"{row.machine}, {row.threads} thread{'s' * (row.threads > 1)}, torch {row.torch_version}"
-                              for row in rows.itertuples()}))
+    kinds = "; ".join(sorted({_setting_of(row.machine, row.threads, row.torch_version) for row in rows.itertuples()}))
     days = " to ".join(sorted({rows.date.min(), rows.date.max()}))
     return f"made on {kinds}, {days}"
+
+
+def _setting_of(name: str, threads: int, version: str) -> str:
+    return f"{name}, {threads} thread{'s' * (threads > 1)}, torch {version}"
 
 
 def _cells(rows: pd.DataFrame) -> str:
@@ -130,8 +131,7 @@ def markdown(table: pd.DataFrame) -> str:
         seconds = "" if row.method == "dense" else f"{row.seconds:.0f}"
         lines.append(f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
                      f"{rounded(row.perplexity, row.stderr)} | {paired} | {error} | {seconds} |")
-    threads = torch.get_num_threads()
-    lines.append(f"\nMade on {machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}, "
+    lines.append(f"\nMade on {_setting_of(machine(), torch.get_num_threads(), torch.__version__)}, "
                  f"{datetime.date.today().isoformat()}. On other processors a few masks flip: numbers differ by about their "
                  "errors, and the order stays.")
     return "\n".join(lines)

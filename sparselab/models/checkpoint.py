@@ -1,6 +1,5 @@
 """A model's safetensors files, read a block at a time: the model is never whole in memory."""
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -12,10 +11,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from ..errors import SparselabError
 from .architecture import family_of
 from .hub import quiet
-from .loading import LOCAL, friendly_error, locate, read_config, read_tokenizer, remember_tokenizer
+from .loading import INDEX, LOCAL, friendly_error, locate, read_config, read_tokenizer, remember_tokenizer, weight_map
 from .packed import PACKED, stored_tensors
 
-INDEX = "model.safetensors.index.json"
 FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PIECE = 2**16                                # bytes
 LEFT_OUT = "rotary_emb.inv_freq"             # old LLaMA checkpoints carry what is computed now
@@ -106,7 +104,7 @@ def config_of(name: str) -> PretrainedConfig:
 def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A model without memory for its parameters; its buffers are real."""
     with init_empty_weights(), quiet():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     return model
 
@@ -118,7 +116,7 @@ def _index(folder: Path, name: str) -> dict[str, Path]:
                              "model that sl.load gives, or write that model unpacked with sl.save first.")
     if (folder / INDEX).exists():
         try:
-            claimed = json.loads((folder / INDEX).read_text())["weight_map"]
+            claimed = weight_map(folder)
             files = sorted({folder / file for file in claimed.values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SparselabError(f"{name}: {INDEX} is broken ({error!r}). Download it again.") from error

@@ -38,6 +38,7 @@ def _weights_sha256(folder: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+INDEX = "model.safetensors.index.json"
 LOCAL = {"local_files_only": True, "trust_remote_code": False}     # None would ask on standard input
 _tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = weakref.WeakKeyDictionary()
 
@@ -218,10 +219,14 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
                           "Check that the folder holds config.json, *.safetensors and the tokenizer's files.")
 
 
+def weight_map(folder: Path) -> dict[str, str]:
+    """Which file is to hold which tensor, as the index of a folder says."""
+    return json.loads((folder / INDEX).read_text(encoding="utf8"))["weight_map"]
+
+
 def _missing_shards(folder: Path) -> list[str]:
     """The shards that the index of a local folder names and that are not there."""
     try:
-        named = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf8"))["weight_map"].values()
-        return sorted({file for file in named if not (folder / file).exists()})
+        return sorted({file for file in weight_map(folder).values() if not (folder / file).exists()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return []
