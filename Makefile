@@ -45,6 +45,7 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/lint-imports --no-logo
 
 doctor: setup

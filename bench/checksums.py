@@ -1,10 +1,12 @@
-"""Are two states of the code equal to the last bit? SHA-256 of what every method leaves of a model, with its error.
+"""Are two states of the code equal to the last bit? SHA-256 of what every method leaves of a model,
+with its error.
 
     python bench/checksums.py > before.txt     # then change the code
     python bench/checksums.py | diff before.txt -
 
 opt-mini, 4 x 64 tokens of the demo text; 50 %, 70 % and 2:4; in memory and streamed; one thread.
 """
+
 import hashlib
 import tempfile
 from pathlib import Path
@@ -14,13 +16,24 @@ from safetensors.torch import load_file
 
 import sparselab as sl
 
-METHODS = {"magnitude": sl.Magnitude(), "magnitude, whole model": sl.Magnitude(scope="global"), "wanda": sl.Wanda(),
-           "wanda, matrix": sl.Wanda(per="matrix"), "sparsegpt": sl.SparseGPT(), "dsnot": sl.DSnoT(),
-           "dsnot, published": sl.DSnoT.published(), "swaps": sl.Swaps(), "admm": sl.ADMM(), "sparsellm": sl.SparseLLM(),
-           "sparsellm, published": sl.SparseLLM.published("OPT"), "sparsellm, paper": sl.SparseLLM.paper("OPT"),
-           "sparsellm, repaired": sl.SparseLLM.repaired("OPT"), "wanda, refit": sl.Wanda(refit=True),
-           "sparsegpt, dense model": sl.SparseGPT(targets="dense-model"),
-           "sparsegpt, dense stream, in order": sl.SparseGPT(targets="dense-stream", in_order=True)}
+METHODS = {
+    "magnitude": sl.Magnitude(),
+    "magnitude, whole model": sl.Magnitude(scope="global"),
+    "wanda": sl.Wanda(),
+    "wanda, matrix": sl.Wanda(per="matrix"),
+    "sparsegpt": sl.SparseGPT(),
+    "dsnot": sl.DSnoT(),
+    "dsnot, published": sl.DSnoT.published(),
+    "swaps": sl.Swaps(),
+    "admm": sl.ADMM(),
+    "sparsellm": sl.SparseLLM(),
+    "sparsellm, published": sl.SparseLLM.published("OPT"),
+    "sparsellm, paper": sl.SparseLLM.paper("OPT"),
+    "sparsellm, repaired": sl.SparseLLM.repaired("OPT"),
+    "wanda, refit": sl.Wanda(refit=True),
+    "sparsegpt, dense model": sl.SparseGPT(targets="dense-model"),
+    "sparsegpt, dense stream, in order": sl.SparseGPT(targets="dense-stream", in_order=True),
+}
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
@@ -38,7 +51,10 @@ def in_memory(method: sl.Method, sparsity: float | str, **options) -> tuple[str,
     if callable(sparsity):
         sparsity = sparsity(model, windows)
     report = sl.prune(model, windows, method=method, sparsity=sparsity, progress=False, **options)
-    return digest({name: linear.weight.detach() for name, linear in sl.linears_of(model).items()}), report.error
+    return (
+        digest({name: linear.weight.detach() for name, linear in sl.linears_of(model).items()}),
+        report.error,
+    )
 
 
 def streamed(method: sl.Method, sparsity: float | str) -> tuple[str, float]:
@@ -47,8 +63,14 @@ def streamed(method: sl.Method, sparsity: float | str) -> tuple[str, float]:
     windows = sl.calibration(tokenizer, "demo", samples=4, seqlen=64)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        report = sl.prune("opt-mini", windows, method=method, sparsity=sparsity, out=out, progress=False)
-        tensors = {key: value for file in sorted(out.glob("*.safetensors")) for key, value in load_file(file).items()}
+        report = sl.prune(
+            "opt-mini", windows, method=method, sparsity=sparsity, out=out, progress=False
+        )
+        tensors = {
+            key: value
+            for file in sorted(out.glob("*.safetensors"))
+            for key, value in load_file(file).items()
+        }
         return digest(tensors), report.error
 
 
@@ -60,10 +82,14 @@ def main() -> None:
             for run in (in_memory, streamed):
                 try:
                     print(name, sparsity, run.__name__, *run(method, sparsity), flush=True)
-                except sl.SparselabError as error:           # such as magnitude over the whole model, streamed
+                except (
+                    sl.SparselabError
+                ) as error:  # such as magnitude over the whole model, streamed
                     print(name, sparsity, run.__name__, "refused:", error, flush=True)
-    for name, allocation in {"owl": lambda model, windows: sl.owl(model, windows, 0.7),
-                             "by sensitivity": lambda model, windows: sl.by_sensitivity(model, windows, 0.7)}.items():
+    for name, allocation in {
+        "owl": lambda model, windows: sl.owl(model, windows, 0.7),
+        "by sensitivity": lambda model, windows: sl.by_sensitivity(model, windows, 0.7),
+    }.items():
         print("sparsegpt", name, *in_memory(sl.SparseGPT(), allocation), flush=True)
 
 

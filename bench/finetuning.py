@@ -1,9 +1,12 @@
-"""What training after pruning repairs, and what it merely adapts: python bench/finetuning.py [--csv FILE] [--books FILE]
+"""What training after pruning repairs, and what it merely adapts: python bench/finetuning.py [--csv
+FILE] [--books FILE]
 
-opt-mini, dense and pruned by Wanda and SparseGPT to 70 and 80 %, fine-tuned alike (`sl.finetune`, zeros kept) on windows of
-the demo corpus's Wikipedia text after the first 128; perplexity before and after on its first 32 windows. --books: a text
-like that on which opt-mini was trained, to see what is forgotten. A row is written when its run is done.
+opt-mini, dense and pruned by Wanda and SparseGPT to 70 and 80 %, fine-tuned alike (`sl.finetune`,
+zeros kept) on windows of the demo corpus's Wikipedia text after the first 128; perplexity before
+and after on its first 32 windows. --books: a text like that on which opt-mini was trained, to see
+what is forgotten. A row is written when its run is done.
 """
+
 import argparse
 from pathlib import Path
 
@@ -27,28 +30,50 @@ def main() -> None:
     dense = {name: value.clone() for name, value in model.state_dict().items()}
     windows = sl.calibration(tokenizer, "demo", samples=64, seqlen=SEQLEN)
     demo = sl.tokens(tokenizer, "demo")
-    train = demo[GAP * SEQLEN:len(demo) // SEQLEN * SEQLEN].view(-1, SEQLEN)
-    texts = {"demo": demo[:HELD * SEQLEN]}
+    train = demo[GAP * SEQLEN : len(demo) // SEQLEN * SEQLEN].view(-1, SEQLEN)
+    texts = {"demo": demo[: HELD * SEQLEN]}
     if args.books:
-        texts["books"] = sl.tokens(tokenizer, args.books)[:HELD * SEQLEN]
+        texts["books"] = sl.tokens(tokenizer, args.books)[: HELD * SEQLEN]
 
     def measure(when: str) -> dict:
-        return {f"{name}_{when}": round(float(sl.perplexity(model, ids, seqlen=SEQLEN, progress=False)), 4)
-                for name, ids in texts.items()}
+        return {
+            f"{name}_{when}": round(
+                float(sl.perplexity(model, ids, seqlen=SEQLEN, progress=False)), 4
+            )
+            for name, ids in texts.items()
+        }
 
     rows = []
     for method, sparsity in STARTS:
         model.load_state_dict(dense)
         if sparsity:
             sl.prune(model, windows, method=method, sparsity=sparsity, progress=False)
-        pruned, before = {name: value.clone() for name, value in model.state_dict().items()}, measure("before")
+        pruned, before = (
+            {name: value.clone() for name, value in model.state_dict().items()},
+            measure("before"),
+        )
         for rate in args.rates:
             model.load_state_dict(pruned)
-            result = sl.finetune(model, train, steps=args.steps, batch=args.batch, rate=rate, progress=False)
-            rows.append({"model": "opt-mini", "start": method, "sparsity": sparsity, "steps": args.steps, "rate": rate,
-                         "batch": args.batch, "seqlen": SEQLEN, "held_windows": HELD, "train_windows": len(train),
-                         "zeros_before": result.sparsity[0], "zeros_after": result.sparsity[1], **before,
-                         **measure("after")})
+            result = sl.finetune(
+                model, train, steps=args.steps, batch=args.batch, rate=rate, progress=False
+            )
+            rows.append(
+                {
+                    "model": "opt-mini",
+                    "start": method,
+                    "sparsity": sparsity,
+                    "steps": args.steps,
+                    "rate": rate,
+                    "batch": args.batch,
+                    "seqlen": SEQLEN,
+                    "held_windows": HELD,
+                    "train_windows": len(train),
+                    "zeros_before": result.sparsity[0],
+                    "zeros_after": result.sparsity[1],
+                    **before,
+                    **measure("after"),
+                }
+            )
             pd.DataFrame(rows).to_csv(args.csv, index=False)
             print(rows[-1], flush=True)
 

@@ -1,10 +1,14 @@
-"""Kill a streaming run with -9 at random moments, start it again with the same call, and compare the final bits.
+"""Kill a streaming run with -9 at random moments, start it again with the same call, and compare
+the final bits.
 
-    python bench/kills.py [--model opt-mini] [--kills 20] [--method sparsegpt] [--samples 8] [--seqlen 256]
+    python bench/kills.py [--model opt-mini] [--kills 20] [--method sparsegpt] [--samples 8]
+    [--seqlen 256]
 
-Each run starts as a process of its own and is killed after a random share of the time that an unbroken run takes; when
-one survives, its result is compared with the unbroken one, removed, and the next begins from nothing.
+Each run starts as a process of its own and is killed after a random share of the time that an
+unbroken run takes; when one survives, its result is compared with the unbroken one, removed, and
+the next begins from nothing.
 """
+
 import argparse
 import random
 import shutil
@@ -19,16 +23,39 @@ from safetensors.torch import load_file
 
 
 def command(args, out: Path) -> list[str]:
-    return [sys.executable, "-m", "sparselab", "prune", "--model", args.model, "--method", args.method, "--sparsity", "0.5",
-            "--samples", str(args.samples), "--seqlen", str(args.seqlen), "--stream", "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "sparselab",
+        "prune",
+        "--model",
+        args.model,
+        "--method",
+        args.method,
+        "--sparsity",
+        "0.5",
+        "--samples",
+        str(args.samples),
+        "--seqlen",
+        str(args.seqlen),
+        "--stream",
+        "--out",
+        str(out),
+    ]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+    return {
+        key: value
+        for file in sorted(folder.glob("*.safetensors"))
+        for key, value in load_file(file).items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="opt-mini")
     parser.add_argument("--method", default="sparsegpt")
     parser.add_argument("--kills", type=int, default=20)
@@ -53,10 +80,15 @@ def main() -> None:
                 continue
             found = weights(broken)
             survived += 1
-            differ += {*found} != {*expected} or not all(torch.equal(found[key], expected[key]) for key in expected)
+            differ += {*found} != {*expected} or not all(
+                torch.equal(found[key], expected[key]) for key in expected
+            )
             shutil.rmtree(broken)
-    print(f"{args.model}, {args.method} 0.5, {args.samples} x {args.seqlen} tokens, an unbroken run takes {seconds:.1f} s: "
-          f"killed {killed} times with -9, {survived} runs reached their end, {differ} of them with other bits")
+    print(
+        f"{args.model}, {args.method} 0.5, {args.samples} x {args.seqlen} tokens, an unbroken run"
+        f" takes {seconds:.1f} s: killed {killed} times with -9, {survived} runs reached their end,"
+        f" {differ} of them with other bits"
+    )
     sys.exit(bool(differ))
 
 

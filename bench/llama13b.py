@@ -1,18 +1,24 @@
-"""LLaMA-2-13b's exact shape, from shards on disk to shards on disk, by each method: seconds by phase, peaks, speeds.
+"""LLaMA-2-13b's exact shape, from shards on disk to shards on disk, by each method: seconds by
+phase, peaks, speeds.
 
-    python bench/llama13b.py [--model 13b|7b|1b|125m|tiny] [--methods wanda,dsnot,sparsegpt,sparsellm]
-                             [--samples 128] [--seqlen 2048] [--device cuda] [--blocks N] [--folder DIR] [--csv FILE]
+    python bench/llama13b.py [--model 13b|7b|1b|125m|tiny] [--methods
+    wanda,dsnot,sparsegpt,sparsellm]
+                             [--samples 128] [--seqlen 2048] [--device cuda] [--blocks N] [--folder
+                             DIR] [--csv FILE]
 
-The weights are random, with the statistics that matter to pruning: embeddings whose norms differ, and a few channels of
-the residual stream thirty times as loud as the others, so that the Hessians are as ill-conditioned as real ones. The
-floor is what no method avoids: two forward passes through all blocks. `--blocks` makes a shorter model (every block costs
-the same); its seconds are printed as they are. Where a call may take ten minutes only, name one method a call.
+The weights are random, with the statistics that matter to pruning: embeddings whose norms differ,
+and a few channels of the residual stream thirty times as loud as the others, so that the Hessians
+are as ill-conditioned as real ones. The floor is what no method avoids: two forward passes through
+all blocks. `--blocks` makes a shorter model (every block costs the same); its seconds are printed
+as they are. Where a call may take ten minutes only, name one method a call.
 
-Of the columns read, check, capture, collect, solve, error, replay and write are the engine's phases, which add up to the
-total. forward, gram and factor are parts of them (forward passes through blocks, Gram matrices, their factors), timed
-where they run; TFLOP/s are their operations, counted as they are called, over these seconds: the products with the
-blocks' weights, the triangle of a Gram matrix in nine sixteenths of its square, 2/3 c^3 for a factor.
+Of the columns read, check, capture, collect, solve, error, replay and write are the engine's
+phases, which add up to the total. forward, gram and factor are parts of them (forward passes
+through blocks, Gram matrices, their factors), timed where they run; TFLOP/s are their operations,
+counted as they are called, over these seconds: the products with the blocks' weights, the triangle
+of a Gram matrix in nine sixteenths of its square, 2/3 c^3 for a factor.
 """
+
 import argparse
 import datetime
 import json
@@ -37,19 +43,33 @@ from sparselab.models.embedded import OPT_MINI
 from sparselab.numerics import statistics
 from sparselab.runtime.memory import peak_bytes, reset_peak
 
-SHAPES = {"13b": (5120, 13824, 40, 40, 32000), "7b": (4096, 11008, 32, 32, 32000), "125m": (768, 2048, 12, 12, 32000),
-          "1b": (2048, 5504, 30, 16, 32000), "tiny": (256, 688, 4, 4, 4096)}
+SHAPES = {
+    "13b": (5120, 13824, 40, 40, 32000),
+    "7b": (4096, 11008, 32, 32, 32000),
+    "125m": (768, 2048, 12, 12, 32000),
+    "1b": (2048, 5504, 30, 16, 32000),
+    "tiny": (256, 688, 4, 4, 4096),
+}
 GOALS = {"wanda": 45, "dsnot": 75, "sparsegpt": 100, "sparsellm": 480}
 LOUD, GAIN = 6, 30.0
 HOST = torch.device("cpu")
 
 
-def make(folder: Path, shape: str, blocks: int | None, dtype: torch.dtype, device: torch.device = HOST) -> int:
+def make(
+    folder: Path, shape: str, blocks: int | None, dtype: torch.dtype, device: torch.device = HOST
+) -> int:
     """Write the model, one shard a block; its bytes. A GPU draws 13 billion numbers in seconds."""
     width, inner, count, heads, vocabulary = SHAPES[shape]
-    config = LlamaConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=blocks or count,
-                         num_attention_heads=heads, num_key_value_heads=heads, vocab_size=vocabulary,
-                         max_position_embeddings=4096, tie_word_embeddings=False)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks or count,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
     config.dtype, index, total = dtype, {}, 0
     folder.mkdir(parents=True)
     with torch.device("meta"):
@@ -63,7 +83,9 @@ def make(folder: Path, shape: str, blocks: int | None, dtype: torch.dtype, devic
         save_file(tensors, folder / f"model-{part}.safetensors", metadata={"format": "pt"})
         index |= dict.fromkeys(names, f"model-{part}.safetensors")
         total += sum(value.nbytes for value in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": index})
+    )
     config.save_pretrained(folder)
     for file in OPT_MINI.glob("tokenizer*"):
         shutil.copy(file, folder)
@@ -74,7 +96,9 @@ def tensor(name: str, like: torch.Tensor, width: int, device: torch.device) -> t
     """Random weights: embeddings with loud channels, linears that keep the scale."""
     if like.ndim == 1:
         return torch.ones(like.shape, dtype=like.dtype)
-    values = torch.randn(like.shape, device=device) / (1 if "embed" in name else like.shape[1]**0.5)
+    values = torch.randn(like.shape, device=device) / (
+        1 if "embed" in name else like.shape[1] ** 0.5
+    )
     if "embed" in name:
         values *= torch.rand(len(values), 1, device=device) + 0.5
         values[:, torch.randperm(width, device=device)[:LOUD]] *= GAIN
@@ -82,13 +106,18 @@ def tensor(name: str, like: torch.Tensor, width: int, device: torch.device) -> t
 
 
 @torch.no_grad()
-def floor(folder: Path, windows: torch.Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of two forward passes through one block, and of reading its file, times the blocks."""
+def floor(
+    folder: Path, windows: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Seconds of two forward passes through a block, and of reading its file, times the blocks."""
     checkpoint = Checkpoint(folder)
     source = StreamedBlocks(folder, folder.with_name("nowhere"), dtype, device)
     started = time.perf_counter()
     block = source.load(0)
-    read, stream = time.perf_counter() - started, CalibrationActivations(source.model, windows, dense=False, offload="auto")
+    read, stream = (
+        time.perf_counter() - started,
+        CalibrationActivations(source.model, windows, dense=False, offload="auto"),
+    )
     timings = []
     for _ in range(2):
         if device.type == "cuda":
@@ -105,10 +134,14 @@ def floor(folder: Path, windows: torch.Tensor, device: torch.device, dtype: torc
 
 
 class Watch:
-    """Seconds and operations of three things inside the engine's phases. On a GPU by events, so that nothing waits."""
+    """Seconds and operations of three things inside the engine's phases. On a GPU by events, so
+    that nothing waits."""
 
-    PLACES = {"forward": (ActivationBatch, "through"), "gram": (statistics.Statistics, "add"),
-              "factor": (statistics, "inverse_factor")}
+    PLACES = {
+        "forward": (ActivationBatch, "through"),
+        "gram": (statistics.Statistics, "add"),
+        "factor": (statistics, "inverse_factor"),
+    }
 
     def __init__(self, device: torch.device):
         self.cuda, self.marks = device.type == "cuda", {name: [] for name in self.PLACES}
@@ -131,9 +164,10 @@ class Watch:
             started = self._now()
             try:
                 return work(*arguments)
-            finally:                                                         # a pass may end early, by an exception
+            finally:  # a pass may end early, by an exception
                 self.marks[name].append((started, self._now()))
                 self.operations[name] += self._count(name, *arguments)
+
         return timed
 
     def _now(self):
@@ -145,10 +179,10 @@ class Watch:
 
     @staticmethod
     def _count(name: str, first, *others) -> float:
-        if name == "gram":                                                   # first: Statistics; others: x [..., c], ...
+        if name == "gram":  # first: Statistics; others: x [..., c], ...
             each = 9 / 8 * (first.gram is not None) + 2 * (first.cross is not None)
             return each * others[0].numel() * others[0].shape[-1]
-        return 2 / 3 * len(first)**3 if name == "factor" else 0              # forward passes: by the hook
+        return 2 / 3 * len(first) ** 3 if name == "factor" else 0  # forward passes: by the hook
 
     def _count_linear(self, module, _, output) -> None:
         if isinstance(module, torch.nn.Linear):
@@ -161,20 +195,29 @@ class Watch:
         found = {}
         for name, marks in self.marks.items():
             seconds = sum(a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in marks)
-            found |= {name: round(seconds, 2), f"{name}_tflops": round(self.operations[name] / 1e12 / max(seconds, 1e-9), 3)}
+            found |= {
+                name: round(seconds, 2),
+                f"{name}_tflops": round(self.operations[name] / 1e12 / max(seconds, 1e-9), 3),
+            }
         return found
 
 
 def options() -> argparse.Namespace:
     """The command line, read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", "--shape", dest="shape", default="13b", choices=SHAPES)
     parser.add_argument("--methods", default=",".join(GOALS))
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seqlen", type=int, default=2048)
     parser.add_argument("--blocks", type=int)
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sparselab-bench")
+    parser.add_argument(
+        "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "sparselab-bench"
+    )
     parser.add_argument("--csv", type=Path, help="add the rows to this file")
     return parser.parse_args()
 
@@ -186,28 +229,50 @@ def made(args: argparse.Namespace, dtype: torch.dtype) -> Path:
         shutil.rmtree(model, ignore_errors=True)
         started = time.perf_counter()
         total = make(model, args.shape, args.blocks, dtype, args.device)
-        print(f"made {model.name}: {total / 1e9:.1f} GB in {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"made {model.name}: {total / 1e9:.1f} GB in {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
     return model
 
 
-def run(method: str, model: Path, windows: torch.Tensor, args: argparse.Namespace, dtype: torch.dtype) -> dict:
+def run(
+    method: str, model: Path, windows: torch.Tensor, args: argparse.Namespace, dtype: torch.dtype
+) -> dict:
     """One method, from files to files: a row of the table."""
     out = args.folder / "out"
     for leftover in (out, out.with_name("out.part")):
         shutil.rmtree(leftover, ignore_errors=True)
-    print(str(sl.plan(model, method, args.samples, args.seqlen, args.device, dtype=dtype)).splitlines()[-2], flush=True)
+    print(
+        str(
+            sl.plan(model, method, args.samples, args.seqlen, args.device, dtype=dtype)
+        ).splitlines()[-2],
+        flush=True,
+    )
     reset_peak(HOST)
     with Watch(args.device) as watch:
-        report = sl.prune(model, windows, method=method, sparsity=0.5, out=out, dtype=dtype, device=args.device)
+        report = sl.prune(
+            model, windows, method=method, sparsity=0.5, out=out, dtype=dtype, device=args.device
+        )
     gpu = peak_bytes(args.device) / 2**30 if args.device.type == "cuda" else float("nan")
     shutil.rmtree(out)
     print(f"{method}: {report.footer()}", flush=True)
-    return {"shape": args.shape, "blocks": report.settings["blocks"], "method": method, "samples": args.samples,
-            "seqlen": args.seqlen, "torch": torch.__version__, "dtype": report.settings["dtype"],
-            **{phase: round(value, 2) for phase, value in report.seconds.items()}, **watch.row(),
-            "goal": GOALS[method] if args.shape == "13b" else "", "gpu_gib": round(gpu, 2),
-            "host_gib": round(peak_bytes(HOST) / 2**30, 2), "output_error": round(report.error, 4),
-            "date": datetime.date.today().isoformat()}
+    return {
+        "shape": args.shape,
+        "blocks": report.settings["blocks"],
+        "method": method,
+        "samples": args.samples,
+        "seqlen": args.seqlen,
+        "torch": torch.__version__,
+        "dtype": report.settings["dtype"],
+        **{phase: round(value, 2) for phase, value in report.seconds.items()},
+        **watch.row(),
+        "goal": GOALS[method] if args.shape == "13b" else "",
+        "gpu_gib": round(gpu, 2),
+        "host_gib": round(peak_bytes(HOST) / 2**30, 2),
+        "output_error": round(report.error, 4),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def main() -> None:
@@ -216,20 +281,44 @@ def main() -> None:
     cuda = args.device.type == "cuda"
     dtype = torch.float16 if cuda else torch.float32
     model = made(args, dtype)
-    windows = torch.randint(0, SHAPES[args.shape][-1], (args.samples, args.seqlen),
-                            generator=torch.Generator().manual_seed(0))
-    card = torch.cuda.get_device_name() if cuda else f"{args.device}, {torch.get_num_threads()} threads"
-    peak = {str(kind).removeprefix("torch."): product_speed(args.device, kind, 8192 if cuda else 1024) / 1e12
-            for kind in (dtype, torch.float32)}
-    print(f"LLaMA {args.shape}, {args.samples} x {args.seqlen} tokens, {card}, torch {torch.__version__}; large products: "
-          + ", ".join(f"{kind} {value:.2f} TFLOP/s" for kind, value in peak.items()), flush=True)
+    windows = torch.randint(
+        0,
+        SHAPES[args.shape][-1],
+        (args.samples, args.seqlen),
+        generator=torch.Generator().manual_seed(0),
+    )
+    card = (
+        torch.cuda.get_device_name()
+        if cuda
+        else f"{args.device}, {torch.get_num_threads()} threads"
+    )
+    peak = {
+        str(kind).removeprefix("torch."): (
+            product_speed(args.device, kind, 8192 if cuda else 1024) / 1e12
+        )
+        for kind in (dtype, torch.float32)
+    }
+    print(
+        f"LLaMA {args.shape}, {args.samples} x {args.seqlen} tokens, {card}, torch"
+        f" {torch.__version__}; large products: "
+        + ", ".join(f"{kind} {value:.2f} TFLOP/s" for kind, value in peak.items()),
+        flush=True,
+    )
     least = floor(model, windows, args.device, dtype)
-    print("floor: " + ", ".join(f"{name} {value:.1f} s" for name, value in least.items()), flush=True)
+    print(
+        "floor: " + ", ".join(f"{name} {value:.1f} s" for name, value in least.items()), flush=True
+    )
     rows = []
     for method in args.methods.split(","):
         row = run(method, model, windows, args, dtype)
-        rows.append({**row, "device": card, "floor": round(least["two passes"], 2),
-                     **{f"{kind}_peak_tflops": round(value, 2) for kind, value in peak.items()}})
+        rows.append(
+            {
+                **row,
+                "device": card,
+                "floor": round(least["two passes"], 2),
+                **{f"{kind}_peak_tflops": round(value, 2) for kind, value in peak.items()},
+            }
+        )
         print(f"{method}: {row['total'] / least['two passes']:.2f} x the two passes", flush=True)
     table = pd.DataFrame(rows)
     print(table.T.to_string(header=False))

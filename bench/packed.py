@@ -1,10 +1,11 @@
 """Bytes of pruned models on disk: python bench/packed.py [--csv bench/packed.csv]
 
-Each model in 32 and 16 bits, dense and at 50, 70, 90 % and 2:4: its safetensors file, sparselab's packed file (the kept
-values and one bit a weight), and what zip's deflate (zlib, level 1, the fastest) makes of the plain file. Magnitude
-pruning: how many bytes zeros save does not depend on which weights they are. Every packed file is read again and must be
-equal bit for bit.
+Each model in 32 and 16 bits, dense and at 50, 70, 90 % and 2:4: its safetensors file, sparselab's
+packed file (the kept values and one bit a weight), and what zip's deflate (zlib, level 1, the
+fastest) makes of the plain file. Magnitude pruning: how many bytes zeros save does not depend on
+which weights they are. Every packed file is read again and must be equal bit for bit.
 """
+
 import argparse
 import json
 import sys
@@ -39,7 +40,11 @@ def same_bits(model: torch.nn.Module, file: Path) -> bool:
         shapes = json.loads(opened.metadata()["shapes"])
         for name, value in stored_tensors(model).items():
             if name in shapes:
-                read = unpack(opened.get_tensor(name + ".bits"), opened.get_tensor(name + ".values"), shapes[name])
+                read = unpack(
+                    opened.get_tensor(name + ".bits"),
+                    opened.get_tensor(name + ".values"),
+                    shapes[name],
+                )
             else:
                 read = opened.get_tensor(name)
             if read.dtype != value.dtype or not torch.equal(read, value):
@@ -55,12 +60,21 @@ def row(model: torch.nn.Module, name: str, pattern: str, zip_too: bool) -> dict:
         plain, packed = Path(folder) / "plain", Path(folder) / "packed"
         sl.save(model, Report({}), plain)
         sl.save(model, Report({}), packed, packed=True)
-        assert same_bits(model, packed / PACKED), f"{name} {pattern}: the packed file is not what was written"
+        assert same_bits(model, packed / PACKED), (
+            f"{name} {pattern}: the packed file is not what was written"
+        )
         file = plain / "model.safetensors"
-        return {"model": name, "bits": 8 * model.dtype.itemsize, "pattern": pattern, "zeros_in_linears": zeros / linears,
-                "linears": linears, "parameters": sum(p.numel() for p in model.parameters()),
-                "plain": file.stat().st_size, "packed": (packed / PACKED).stat().st_size,
-                "deflate": deflated(file) if zip_too else None}
+        return {
+            "model": name,
+            "bits": 8 * model.dtype.itemsize,
+            "pattern": pattern,
+            "zeros_in_linears": zeros / linears,
+            "linears": linears,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "plain": file.stat().st_size,
+            "packed": (packed / PACKED).stat().st_size,
+            "deflate": deflated(file) if zip_too else None,
+        }
 
 
 def main() -> None:
@@ -71,12 +85,17 @@ def main() -> None:
     for name in MODELS:
         for dtype in (torch.float32, torch.bfloat16):
             model, tokenizer = sl.load(name, dtype=dtype)
-            windows, dense = sl.calibration(tokenizer, "demo", samples=1, seqlen=64), dense_weights(model)
+            windows, dense = (
+                sl.calibration(tokenizer, "demo", samples=1, seqlen=64),
+                dense_weights(model),
+            )
             for pattern in PATTERNS:
                 restore(model, dense)
                 if pattern != "dense":
                     sl.prune(model, windows, method="magnitude", sparsity=pattern, progress=False)
-                rows.append(row(model, name, pattern, name == "opt-mini" or dtype == torch.bfloat16))
+                rows.append(
+                    row(model, name, pattern, name == "opt-mini" or dtype == torch.bfloat16)
+                )
                 print(rows[-1], flush=True, file=sys.stderr)
     pd.DataFrame(rows).to_csv(args.csv, index=False)
     print(pd.DataFrame(rows).to_string(index=False))

@@ -4,6 +4,7 @@ python bench/sparsegpt_solver.py [--quick] [--json FILE]
 
 Needs an idle machine: both sides use all cores. --quick leaves the widest matrices out.
 """
+
 import argparse
 import json
 import platform
@@ -20,13 +21,15 @@ from sparselab.numerics.cholesky import inverse_factor
 from sparselab.numerics.statistics import Statistics
 from sparselab.patterns import Pattern
 
-SHAPES = {(768, 768): 9, (2048, 2048): 5, (2048, 5632): 3}      # outputs, inputs (width): repetitions
+SHAPES = {(768, 768): 9, (2048, 2048): 5, (2048, 5632): 3}  # outputs, inputs (width): repetitions
 PATTERNS, BLOCK, DAMP = ("0.7", "2:4"), 128, 0.01
 GOALS = {"loop": 8.0, "factor": 3.5}
 LINE = "{what:22} {width:12} {textbook:10.3f} {sparselab:11.3f} {ratio:6.1f}x {goal:5.1f}x  {check}"
 
 
-# --- the textbook: Frantar and Alistarh, arXiv 2301.00774, algorithm 1, line by line ---------------------------
+# --- the textbook: Frantar and Alistarh, arXiv 2301.00774, algorithm 1, line by line
+# ---------------------------
+
 
 def textbook_factor(hessian: Tensor, damp: float) -> Tensor:
     """Upper R with H^-1 = R^T R: factor, invert, factor again."""
@@ -40,33 +43,43 @@ def textbook_loop(weight: Tensor, factor: Tensor, pattern: Pattern, block: int) 
     for a in range(0, W.shape[1], block):
         b = min(a + block, W.shape[1])
         W1, R1 = W[:, a:b].clone(), factor[a:b, a:b]
-        Q1, Err1, mask = torch.zeros_like(W1), torch.zeros_like(W1), torch.zeros_like(W1, dtype=torch.bool)
+        Q1, Err1, mask = (
+            torch.zeros_like(W1),
+            torch.zeros_like(W1),
+            torch.zeros_like(W1, dtype=torch.bool),
+        )
         if not pattern.m:
             scores = (W1 / R1.diagonal()) ** 2
             mask = scores <= scores.flatten().sort().values[int(scores.numel() * pattern.sparsity)]
         for i in range(b - a):
             if pattern.m and i % pattern.m == 0:
-                scores = (W1[:, i:i + pattern.m] / R1.diagonal()[i:i + pattern.m]) ** 2
+                scores = (W1[:, i : i + pattern.m] / R1.diagonal()[i : i + pattern.m]) ** 2
                 mask.scatter_(1, i + scores.topk(pattern.n, dim=1, largest=False).indices, True)
             Q1[:, i] = W1[:, i].masked_fill(mask[:, i], 0)
             Err1[:, i] = (W1[:, i] - Q1[:, i]) / R1[i, i]
-            W1[:, i:] -= Err1[:, i:i + 1] @ R1[i:i + 1, i:]
+            W1[:, i:] -= Err1[:, i : i + 1] @ R1[i : i + 1, i:]
         W[:, a:b] = Q1
         W[:, b:] -= Err1 @ factor[a:b, b:]
     return W
 
 
-# --- the comparison ---------------------------------------------------------------------------------------------------
+# --- the comparison
+# --------------------------------------------------------------------------------------------------
+
 
 def inputs(width: int) -> Statistics:
-    """Statistics of 2 x width tokens: causes (a quarter as many as inputs), noise, every 97th channel 20 x louder."""
-    x = torch.randn(2 * width, width // 4) @ torch.randn(width // 4, width) / 8 + torch.randn(2 * width, width)
+    """Statistics of 2 x width tokens: causes (a quarter as many as inputs), noise, every 97th
+    channel 20 x louder."""
+    x = torch.randn(2 * width, width // 4) @ torch.randn(width // 4, width) / 8 + torch.randn(
+        2 * width, width
+    )
     x[:, ::97] *= 20
     return Statistics.of(x).finish("the benchmark's inputs")
 
 
 def in_turn(sides: list, repetitions: int) -> tuple[list[float], list]:
-    """Median seconds of each function, and what it returned; called one after the other, so that both see the same."""
+    """Median seconds of each function, and what it returned; called one after the other, so that
+    both see the same."""
     seconds, results = [[] for _ in sides], [None for _ in sides]
     for _ in range(repetitions):
         for k, side in enumerate(sides):
@@ -80,32 +93,60 @@ def compare(r: int, c: int, repetitions: int) -> list[dict]:
     """One row of the table for the factor and one for each pattern, with its check."""
     stats, weight = inputs(c), torch.randn(r, c)
     hessian = stats.gram / stats.tokens
-    seconds, (theirs, ours) = in_turn([lambda: textbook_factor(hessian, DAMP),
-                                       lambda: inverse_factor(hessian, DAMP, 1)[0]], repetitions)
+    seconds, (theirs, ours) = in_turn(
+        [lambda: textbook_factor(hessian, DAMP), lambda: inverse_factor(hessian, DAMP, 1)[0]],
+        repetitions,
+    )
     gap = ((theirs - ours).norm() / theirs.norm()).item()
     rows = [row("factor", f"{c}", seconds, gap < 1e-2, f"relative difference {gap:.1e}")]
     for pattern in map(Pattern.parse, PATTERNS):
-        seconds, (old, new) = in_turn([lambda p=pattern: textbook_loop(weight, theirs, p, BLOCK),
-                                       lambda p=pattern: prune_columns([weight], theirs, stats.dead, [p], BLOCK)[0][0]],
-                                      repetitions)
+        seconds, (old, new) = in_turn(
+            [
+                lambda p=pattern: textbook_loop(weight, theirs, p, BLOCK),
+                lambda p=pattern: prune_columns([weight], theirs, stats.dead, [p], BLOCK)[0][0],
+            ],
+            repetitions,
+        )
         was, now = stats.relative_error(weight, old), stats.relative_error(weight, new)
         same = ((old == 0) == (new == 0)).float().mean().item()
-        rows.append(row(f"loop {pattern}", f"{r} x {c}", seconds, now < 1.02 * was,
-                        f"error {was:.5f} / {now:.5f}, masks agree {same:.3%}"))
+        rows.append(
+            row(
+                f"loop {pattern}",
+                f"{r} x {c}",
+                seconds,
+                now < 1.02 * was,
+                f"error {was:.5f} / {now:.5f}, masks agree {same:.3%}",
+            )
+        )
     return rows
 
 
 def row(what: str, width: str, seconds: list[float], passed: bool, check: str) -> dict:
     """One row of the table."""
-    return dict(what=what, width=width, textbook=seconds[0], sparselab=seconds[1], ratio=seconds[0] / seconds[1],
-                goal=GOALS[what.split()[0]], passed=passed, check=check)
+    return dict(
+        what=what,
+        width=width,
+        textbook=seconds[0],
+        sparselab=seconds[1],
+        ratio=seconds[0] / seconds[1],
+        goal=GOALS[what.split()[0]],
+        passed=passed,
+        check=check,
+    )
 
 
 def machine() -> str:
     """The machine that a ratio was measured on."""
-    info = Path("/proc/cpuinfo")                                             # Linux only
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line
-             ] if info.exists() else [platform.processor()]
+    info = Path("/proc/cpuinfo")  # Linux only
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
+        if info.exists()
+        else [platform.processor()]
+    )
     return f"{names[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
@@ -118,8 +159,11 @@ def main() -> None:
     torch.manual_seed(0)
     rows = []
     print(machine())
-    print(f"{'what':22} {'width':12} {'textbook s':>10} {'sparselab s':>11} {'ratio':>7} {'goal':>6}  check")
-    for (r, c), repetitions in list(SHAPES.items())[:2 if args.quick else None]:
+    print(
+        f"{'what':22} {'width':12} {'textbook s':>10} {'sparselab s':>11} {'ratio':>7} {'goal':>6} "
+        " check"
+    )
+    for (r, c), repetitions in list(SHAPES.items())[: 2 if args.quick else None]:
         for one in compare(r, c, repetitions):
             rows.append(one)
             print(LINE.format(**one), flush=True)

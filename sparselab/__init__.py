@@ -1,12 +1,13 @@
 """sparselab: how large language models are pruned, from one layer's error to the whole model.
 
-    import sparselab as sl
+import sparselab as sl
 
-    model, tokenizer = sl.load("opt-mini")
-    calibration = sl.calibration(tokenizer, "demo", samples=64, seqlen=256)
-    report = sl.prune(model, calibration, method="sparsegpt", sparsity=0.7)
-    sl.perplexity(model, sl.tokens(tokenizer, "demo"), seqlen=256)
+model, tokenizer = sl.load("opt-mini")
+calibration = sl.calibration(tokenizer, "demo", samples=64, seqlen=256)
+report = sl.prune(model, calibration, method="sparsegpt", sparsity=0.7)
+sl.perplexity(model, sl.tokens(tokenizer, "demo"), seqlen=256)
 """
+
 from .allocation.owl import owl
 from .allocation.sensitivity import by_sensitivity
 from .data.calibration import calibration, tokens
@@ -20,15 +21,61 @@ from .evaluation.generation import write
 from .evaluation.perplexity import Perplexity, perplexity
 from .evaluation.published import known_dense, overlay, papers
 from .evaluation.zeroshot import zeroshot
-from .methods import ADMM, METHODS, DSnoT, Magnitude, Method, Solution, SparseGPT, SparseLLM, Swaps, Wanda
+from .methods import (
+    ADMM,
+    METHODS,
+    DSnoT,
+    Magnitude,
+    Method,
+    Solution,
+    SparseGPT,
+    SparseLLM,
+    Swaps,
+    Wanda,
+)
 from .models.architecture import FAMILIES, Family, blocks_of, family_of, linears_of
 from .models.loading import load
 from .models.saving import save
 from .numerics.statistics import Statistics
 from .patterns import Pattern
 
-__all__ = ["ADMM", "CORPORA", "FAMILIES", "METHODS", "DSnoT", "Family", "Magnitude", "Method", "Pattern", "Perplexity",
-           "Plan", "Report", "Solution", "SparseGPT", "SparseLLM", "SparselabError", "Statistics", "Swaps",
-           "Training", "Wanda", "blocks_of", "by_sensitivity", "calibration", "family_of", "finetune", "known_dense",
-           "linears_of", "load", "overlay", "owl", "papers", "perplexity", "plan", "prune", "save", "tokens", "write",
-           "zeroshot"]
+__all__ = [
+    "ADMM",
+    "CORPORA",
+    "FAMILIES",
+    "METHODS",
+    "DSnoT",
+    "Family",
+    "Magnitude",
+    "Method",
+    "Pattern",
+    "Perplexity",
+    "Plan",
+    "Report",
+    "Solution",
+    "SparseGPT",
+    "SparseLLM",
+    "SparselabError",
+    "Statistics",
+    "Swaps",
+    "Training",
+    "Wanda",
+    "blocks_of",
+    "by_sensitivity",
+    "calibration",
+    "family_of",
+    "finetune",
+    "known_dense",
+    "linears_of",
+    "load",
+    "overlay",
+    "owl",
+    "papers",
+    "perplexity",
+    "plan",
+    "prune",
+    "save",
+    "tokens",
+    "write",
+    "zeroshot",
+]

@@ -1,10 +1,12 @@
 """One exception class: its text is a sentence that says what was wrong and what to do about it."""
+
 import difflib
 from collections.abc import Iterable
 
 
 class SparselabError(ValueError):
-    """Bad input, a missing model or text, or numerics that cannot go on. The message is meant for the user."""
+    """Bad input, a missing model or text, or numerics that cannot go on. The message is meant for
+    the user."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

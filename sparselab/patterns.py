@@ -1,4 +1,5 @@
 """Sparsity patterns: how many zeros, and where they may stand; masks with exact counts."""
+
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,9 +14,11 @@ from .errors import SparselabError, did_you_mean
 
 @dataclass(frozen=True)
 class Pattern:
-    """Unstructured (a fraction of zeros) or n:m (`n` zeros in every `m` consecutive inputs of an output row).
+    """Unstructured (a fraction of zeros) or n:m (`n` zeros in every `m` consecutive inputs of an
+    output row).
 
-    n counts zeros, as in SparseGPT, Wanda and SparseLLM; NVIDIA's N:M counts what is kept: its 1:4 is our 3:4.
+    n counts zeros, as in SparseGPT, Wanda and SparseLLM; NVIDIA's N:M counts what is kept: its 1:4
+    is our 3:4.
 
     >>> str(Pattern.parse("3:4")), Pattern.parse(0.7).zeros(10)
     ('3:4 = 75 % zeros', 7)
@@ -26,9 +29,13 @@ class Pattern:
     m: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.sparsity <= 1 or not 0 <= self.n < max(self.m, 1):  # 1: what scope="global" leaves of a matrix
-            raise SparselabError(f"{self!r}: the sparsity is a fraction of zeros between 0 and 1, and n of every m inputs "
-                                 "are zero, so n must be below m.")
+        if not 0 <= self.sparsity <= 1 or not 0 <= self.n < max(
+            self.m, 1
+        ):  # 1: what scope="global" leaves of a matrix
+            raise SparselabError(
+                f"{self!r}: the sparsity is a fraction of zeros between 0 and 1, and n of every m"
+                " inputs are zero, so n must be below m."
+            )
 
     @classmethod
     def parse(cls, spec: "float | str | Pattern") -> "Pattern":
@@ -39,62 +46,79 @@ class Pattern:
         if groups:
             n, m = map(int, groups.groups())
             if not n < m:
-                raise SparselabError(f"sparsity {spec!r}: n:m means n zeros in every m inputs, so n must be below m.")
+                raise SparselabError(
+                    f"sparsity {spec!r}: n:m means n zeros in every m inputs, so n must be below m."
+                )
             return cls(n / m, n, m)
         try:
             fraction = float(spec)
         except (TypeError, ValueError):
-            raise SparselabError(f"sparsity {spec!r} is neither a fraction such as 0.7 nor a pattern such as '2:4'."
-                                 ) from None
+            raise SparselabError(
+                f"sparsity {spec!r} is neither a fraction such as 0.7 nor a pattern such as '2:4'."
+            ) from None
         if not 0 <= fraction < 1:
-            hint = f" Did you mean {fraction / 100:g} ({fraction:g} %)?" if 1 < fraction < 100 else ""
-            raise SparselabError(f"sparsity {spec} is outside [0, 1): it is the fraction of zeros, such as 0.7.{hint}")
+            hint = (
+                f" Did you mean {fraction / 100:g} ({fraction:g} %)?" if 1 < fraction < 100 else ""
+            )
+            raise SparselabError(
+                f"sparsity {spec} is outside [0, 1): it is the fraction of zeros, such as"
+                f" 0.7.{hint}"
+            )
         return cls(fraction)
 
     def zeros(self, count: int) -> int:
-        """How many of `count` weights become zero: the floor, safe against 0.29 * 100 = 28.999..."""
+        """How many of `count` weights become 0: the floor, safe against 0.29 * 100 = 28.999..."""
         return math.floor(self.sparsity * count + 1e-6)
 
     def check_width(self, width: int, name: str) -> None:
         """n:m needs input widths that m divides."""
         if self.m and width % self.m:
-            raise SparselabError(f"pattern {self.n}:{self.m} does not fit {name}: m = {self.m} does not divide its "
-                                 f"{width} inputs. Choose an m that divides {width}, or a fraction such as "
-                                 f"{self.sparsity:g}.")
+            raise SparselabError(
+                f"pattern {self.n}:{self.m} does not fit {name}: m = {self.m} does not divide its "
+                f"{width} inputs. Choose an m that divides {width}, or a fraction such as "
+                f"{self.sparsity:g}."
+            )
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m} = {self.sparsity:.0%} zeros".replace("%", " %") if self.m else f"{self.sparsity:.4g}"
+        return (
+            f"{self.n}:{self.m} = {self.sparsity:.0%} zeros".replace("%", " %")
+            if self.m
+            else f"{self.sparsity:.4g}"
+        )
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """True at the `count` lowest scores of every row; ties go to the left, so that the count is exact.
+    """True at the `count` lowest scores of every row; ties go to the left, so that the count is
+    exact.
 
     scores [rows, n] -> bool [rows, n]. A selection, not a sort.
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = _kth_lowest(scores, count)                                  # [rows, 1]
-    if scores.device.type != "cpu":                                         # to look for ties would stop a GPU
+    threshold = _kth_lowest(scores, count)  # [rows, 1]
+    if scores.device.type != "cpu":  # to look for ties would stop a GPU
         return _leftmost(scores, threshold, count)
     chosen = scores <= threshold
-    surplus = chosen.sum(1) > count                                         # rows where several tie at the threshold
+    surplus = chosen.sum(1) > count  # rows where several tie at the threshold
     if surplus.any():
         chosen[surplus] = _leftmost(scores[surplus], threshold[surplus], count)
     return chosen
 
 
 def _leftmost(scores: Tensor, threshold: Tensor, count: int) -> Tensor:
-    """True below the threshold [rows, 1], and at it from the left until there are `count` in the row."""
+    """True below the threshold [rows, 1], and at it from the left until there are `count` in the
+    row."""
     below, tied = scores < threshold, scores == threshold
     room = count - below.sum(1, keepdim=True)
     return below | (tied & (tied.cumsum(1, dtype=torch.int32) <= room))
 
 
 def _kth_lowest(scores: Tensor, k: int) -> Tensor:
-    """The k-th lowest score of every row, [rows, 1]. On a CPU numpy's partition is 5 to 10 times faster than kthvalue; on a
-    GPU kthvalue gives a row to one block of threads, and topk a long row to many."""
+    """The k-th lowest score of every row, [rows, 1]. On a CPU numpy's partition is 5 to 10 times
+    faster than kthvalue; on a GPU kthvalue gives a row to one block of threads, and topk a long row
+    to many."""
     if scores.device.type == "cpu":
-        return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1:k])
+        return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1 : k])
     if len(scores) == 1:
         return scores.topk(k, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
     return scores.kthvalue(k, dim=1, keepdim=True).values
@@ -107,7 +131,8 @@ def lowest_in_groups(groups: Tensor, n: int) -> Tensor:
 
 
 def prune_rows(scores: Tensor, pattern: Pattern, *, per_row: bool) -> Tensor:
-    """Where the lowest scores of a matrix are pruned: per group (n:m), per output row, or over the whole matrix.
+    """Where the lowest scores of a matrix are pruned: per group (n:m), per output row, or over the
+    whole matrix.
 
     scores [r, c] -> bool [r, c], True = becomes zero.
     """
@@ -126,7 +151,8 @@ def valid_groups(weight: Tensor, pattern: Pattern) -> bool:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A pattern for each block (by number) or linear (by its full name, which goes before its block)."""
+    """A pattern for each block (by number) or linear (by its full name, which goes before its
+    block)."""
 
     parts: dict[int | str, Pattern]
 
@@ -136,21 +162,33 @@ class Allocation:
         if isinstance(spec, Allocation):
             return spec
         if not spec:
-            raise SparselabError("sparsity={}: give each block (by number) or linear (by its full name) its sparsity.")
+            raise SparselabError(
+                "sparsity={}: give each block (by number) or linear (by its full name) its"
+                " sparsity."
+            )
         return cls({key: _part(key, value) for key, value in spec.items()})
 
     def shares(self, names: Iterable[str], blocks: str) -> dict[str, Pattern]:
-        """The pattern of each linear by its name, such as 'model.layers.3.mlp.up_proj'; blocks: 'model.layers'."""
+        """The pattern of each linear by its name, such as 'model.layers.3.mlp.up_proj'; blocks:
+        'model.layers'."""
         place = {name: int(name.removeprefix(blocks + ".").split(".")[0]) for name in names}
         for key in self.parts:
             if key not in place and key not in place.values():
-                raise SparselabError(f"sparsity={{{key!r}: ...}}: no block or linear that is to be pruned is called that."
-                                     + (did_you_mean(key, place) if isinstance(key, str) else
-                                        f" The blocks are {sorted({*place.values()})}."))
+                raise SparselabError(
+                    f"sparsity={{{key!r}: ...}}: no block or linear that is to be pruned is called"
+                    " that."
+                    + (
+                        did_you_mean(key, place)
+                        if isinstance(key, str)
+                        else f" The blocks are {sorted({*place.values()})}."
+                    )
+                )
         for name, block in place.items():
             if name not in self.parts and block not in self.parts:
-                raise SparselabError(f"sparsity={{...}} says nothing of block {block} ({name}): name all blocks that are "
-                                     "to be pruned, or choose them with layers= and modules=.")
+                raise SparselabError(
+                    f"sparsity={{...}} says nothing of block {block} ({name}): name all blocks that"
+                    " are to be pruned, or choose them with layers= and modules=."
+                )
         return {name: self.parts.get(name, self.parts.get(block)) for name, block in place.items()}
 
     def __str__(self) -> str:
@@ -159,7 +197,9 @@ class Allocation:
 
 def _part(key: int | str, value: float | str) -> Pattern:
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise SparselabError(f"sparsity={{{key!r}: ...}}: a key is a block's number or a linear's full name.")
+        raise SparselabError(
+            f"sparsity={{{key!r}: ...}}: a key is a block's number or a linear's full name."
+        )
     try:
         return Pattern.parse(value)
     except SparselabError as error:
@@ -167,7 +207,8 @@ def _part(key: int | str, value: float | str) -> Pattern:
 
 
 def describe_allocation(shares: dict[str, Pattern], sizes: dict[str, int]) -> str:
-    """What an allocation asks for, in words: the share of zeros in all matrices together, and the extremes."""
+    """What an allocation asks for, in words: the share of zeros in all matrices together, and the
+    extremes."""
     total = sum(shares[name].sparsity * size for name, size in sizes.items()) / sum(sizes.values())
     low, high = (choose(share.sparsity for share in shares.values()) for choose in (min, max))
     return f"{total:.4g} allocated, {low:.4g} to {high:.4g}"

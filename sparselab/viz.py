@@ -1,4 +1,6 @@
-"""One figure style, and the figures that several places share. Every figure comes with a sentence that says its data."""
+"""One figure style, and the figures that several places share. Every figure comes with a sentence
+that says its data."""
+
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
@@ -16,31 +18,63 @@ from matplotlib.transforms import Affine2D
 from torch import Tensor
 
 # Okabe-Ito colours with a marker and a line each: told apart by colour-blind readers and in grey.
-STYLES = {"dense": ("#000000", "", ":"), "magnitude": ("#D55E00", "s", "--"), "wanda": ("#009E73", "^", "-."),
-          "sparsegpt": ("#0072B2", "o", "-"), "dsnot": ("#CC79A7", "D", "--"), "swaps": ("#56B4E9", "P", ":"),
-          "admm": ("#666666", "X", "-."), "sparsellm": ("#E69F00", "v", "-"), "global": ("#000000", "*", "--")}
-LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "dsnot": "DSnoT", "swaps": "exact swaps",
-          "admm": "ADMM", "sparsellm": "SparseLLM", "dense": "dense", "global": "global"}
-FILLS = {"": "full", "wanda": "left", "sparsegpt": "bottom"}                 # of a method's variants; others are hollow
-RC = {"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-      "grid.alpha": 0.25, "image.cmap": "cividis", "legend.frameon": False, "figure.constrained_layout.use": True}
+STYLES = {
+    "dense": ("#000000", "", ":"),
+    "magnitude": ("#D55E00", "s", "--"),
+    "wanda": ("#009E73", "^", "-."),
+    "sparsegpt": ("#0072B2", "o", "-"),
+    "dsnot": ("#CC79A7", "D", "--"),
+    "swaps": ("#56B4E9", "P", ":"),
+    "admm": ("#666666", "X", "-."),
+    "sparsellm": ("#E69F00", "v", "-"),
+    "global": ("#000000", "*", "--"),
+}
+LABELS = {
+    "magnitude": "magnitude",
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "dsnot": "DSnoT",
+    "swaps": "exact swaps",
+    "admm": "ADMM",
+    "sparsellm": "SparseLLM",
+    "dense": "dense",
+    "global": "global",
+}
+FILLS = {
+    "": "full",
+    "wanda": "left",
+    "sparsegpt": "bottom",
+}  # of a method's variants; others are hollow
+RC = {
+    "figure.dpi": 110,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "image.cmap": "cividis",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
 
 
 def label_of(method: str) -> str:
-    """What a sweep's method is called in figures: 'sparsellm:published' is 'SparseLLM (published)'."""
+    """A sweep's method as figures call it: 'sparsellm:published' is 'SparseLLM (published)'."""
     name, _, variant = method.partition(":")
     return LABELS.get(name, name) + (f" ({LABELS.get(variant, variant)})" if variant else "")
 
 
 def style_of(method: str) -> tuple[str, str, str]:
-    """Colour, marker and line of a sweep's method; a variant has its method's colour and marker, and a line of its own."""
+    """Colour, marker and line of a sweep's method; a variant has its method's colour and marker,
+    and a line of its own."""
     name, _, variant = method.partition(":")
     colour, marker, line = STYLES.get(name, ("#666666", "o", "-"))
     return colour, marker, line if not variant else STYLES[variant][2] if variant in STYLES else ":"
 
 
 def fill_of(method: str) -> str:
-    """How the markers of a sweep's method are filled, so that its variants differ without their lines."""
+    """How the markers of a sweep's method are filled, so that its variants differ without their
+    lines."""
     return FILLS.get(method.partition(":")[2], "none")
 
 
@@ -50,23 +84,34 @@ def style():
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure in a notebook and print its description, which readers without the picture read and nbval
-    compares (it never compares pixels). alt: the data in one sentence, with its numbers."""
+    """Display a figure in a notebook and print its description, which readers without the picture
+    read and nbval compares (it never compares pixels). alt: the data in one sentence, with its
+    numbers."""
     from IPython.display import display
+
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
     print(f"Figure: {alt}")
 
 
 def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
-    """Perplexity against sparsity, one line a method, from rows with method, sparsity, perplexity, stderr."""
+    """Perplexity against sparsity, one line a method, from rows with method, sparsity, perplexity,
+    stderr."""
     dense = table[table.method == "dense"].iloc[0]
     axes.axhline(dense.perplexity, color="black", linestyle=":", label="dense")
     for name, rows in table[table.method != "dense"].groupby("method", sort=False):
         colour, marker, line = STYLES[name]
         x = [0, *(100 * rows.sparsity)]
-        axes.errorbar(x, [dense.perplexity, *rows.perplexity], [dense.stderr, *rows.stderr], color=colour,
-                      marker=marker, linestyle=line, capsize=3, label=LABELS[name])
+        axes.errorbar(
+            x,
+            [dense.perplexity, *rows.perplexity],
+            [dense.stderr, *rows.stderr],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            capsize=3,
+            label=LABELS[name],
+        )
     axes.set(xlabel="zeros (%)", ylabel="perplexity", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:.0f}")
@@ -75,9 +120,12 @@ def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def masks(masks_by_name: dict[str, Tensor], *, corner: int = 32, title: str = "") -> Figure:
-    """Masks of the same matrix side by side (bright = kept), the upper left corner; bool [r, c] each."""
+    """Masks of the same matrix side by side (bright = kept), the upper left corner; bool [r, c]
+    each."""
     with style():
-        figure, axes = plt.subplots(1, len(masks_by_name), figsize=(2.4 * len(masks_by_name), 2.8), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(masks_by_name), figsize=(2.4 * len(masks_by_name), 2.8), squeeze=False
+        )
         for axis, (name, mask) in zip(axes[0], masks_by_name.items(), strict=True):
             draw_mask(axis, mask, LABELS.get(name, name), corner)
         figure.suptitle(title)
@@ -88,7 +136,13 @@ def draw_mask(axis: Axes, mask: Tensor, title: str, corner: int = 32) -> None:
     """One mask's upper left corner, bright = kept."""
     part = mask[:corner, :corner].cpu()
     axis.imshow(part.float().numpy(), vmin=0, vmax=1, interpolation="nearest")
-    axis.set(title=f"{title}: {part.float().mean():.0%} kept", xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
+    axis.set(
+        title=f"{title}: {part.float().mean():.0%} kept",
+        xticks=[],
+        yticks=[],
+        xlabel="inputs",
+        ylabel="outputs",
+    )
     axis.title.set_fontsize(9)
     axis.grid(False)
 
@@ -98,10 +152,22 @@ def agreement(a: Tensor, b: Tensor) -> float:
     return (a == b).float().mean(dtype=torch.float64).item()
 
 
-def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None = None, highlight: Tensor | None = None,
-            digits: int = 1, rows: list[str] | None = None, columns: list[str] | None = None, by_row: bool = False) -> None:
-    """A small matrix with its numbers in the cells: colour by absolute value, pruned cells (mask False) struck out and
-    white, highlighted ones framed. rows, columns: names at the left and below; by_row: a colour scale for each row."""
+def numbers(
+    axis: Axes,
+    matrix: Tensor,
+    title: str = "",
+    *,
+    mask: Tensor | None = None,
+    highlight: Tensor | None = None,
+    digits: int = 1,
+    rows: list[str] | None = None,
+    columns: list[str] | None = None,
+    by_row: bool = False,
+) -> None:
+    """A small matrix with its numbers in the cells: colour by absolute value, pruned cells (mask
+    False) struck out and white, highlighted ones framed. rows, columns: names at the left and
+    below; by_row: a colour scale for each row.
+    """
     matrix = matrix.detach().cpu().float()
     shown = matrix.abs() if mask is None else matrix.abs() * mask
     shade = shown / (shown.amax(1, keepdim=True) if by_row else shown.max()).clamp(min=1e-30)
@@ -113,9 +179,13 @@ def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None 
         words.append(_outline(f"{value:.{digits}f}" if kept else "×"))
         colours.append("#999999" if not kept else "white" if shade[row, column] > 0.75 else "black")
         if highlight is not None and bool(highlight[row, column]):
-            axis.add_patch(plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2))
+            axis.add_patch(
+                plt.Rectangle(
+                    (column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2
+                )
+            )
     _write(axis, words, places, colours)
-    for row, name in enumerate(rows or []):                                  # texts are quicker to draw than ticks are
+    for row, name in enumerate(rows or []):  # texts are quicker to draw than ticks are
         axis.text(-0.6, row, name, ha="right", va="center", fontsize=9)
     for column, name in enumerate(columns or []):
         axis.text(column, len(matrix) - 0.4, name, ha="center", va="top", fontsize=9)
@@ -123,10 +193,17 @@ def numbers(axis: Axes, matrix: Tensor, title: str = "", *, mask: Tensor | None 
     axis.grid(False)
 
 
-def _write(axis: Axes, words: list[Path], places: list[tuple[float, float]], colours: list[str]) -> None:
-    """All words at once, centred at their places: a text object for each takes a millisecond, too slow for a slider."""
-    letters = PathCollection(words, offsets=places, offset_transform=axis.transData, facecolors=colours, linewidths=0)
-    letters.set_transform(Affine2D().scale(1 / 72) + axis.figure.dpi_scale_trans)            # outlines are in points
+def _write(
+    axis: Axes, words: list[Path], places: list[tuple[float, float]], colours: list[str]
+) -> None:
+    """All words at once, centred at their places: a text object for each takes a millisecond, too
+    slow for a slider."""
+    letters = PathCollection(
+        words, offsets=places, offset_transform=axis.transData, facecolors=colours, linewidths=0
+    )
+    letters.set_transform(
+        Affine2D().scale(1 / 72) + axis.figure.dpi_scale_trans
+    )  # outlines are in points
     axis.add_collection(letters, autolim=False)
 
 
@@ -134,9 +211,16 @@ def _outline(word: str, size: float = 9) -> Path:
     """A word's outline in points around (0, 0), put together from its letters'."""
     letters = [_letter(letter, size) for letter in word]
     ends = np.cumsum([width for _, width in letters])
-    left = [(end - width - ends[-1] / 2, -0.36 * size) for (_, width), end in zip(letters, ends, strict=True)]
-    return Path(np.concatenate([outline.vertices + start for (outline, _), start in zip(letters, left, strict=True)]),
-                np.concatenate([outline.codes for outline, _ in letters]))
+    left = [
+        (end - width - ends[-1] / 2, -0.36 * size)
+        for (_, width), end in zip(letters, ends, strict=True)
+    ]
+    return Path(
+        np.concatenate(
+            [outline.vertices + start for (outline, _), start in zip(letters, left, strict=True)]
+        ),
+        np.concatenate([outline.codes for outline, _ in letters]),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -147,7 +231,8 @@ def _letter(letter: str, size: float) -> tuple[Path, float]:
 
 
 def row_names(axis: Axes, names: list[str]) -> None:
-    """Names at the left of rows 0, 1, 2, ... and a pale line along each: as y ticks do, but quicker."""
+    """Names at the left of rows 0, 1, 2, ... and a pale line along each: as y ticks do, but
+    quicker."""
     axis.set_yticks([])
     across = axis.get_yaxis_transform()
     axis.hlines(range(len(names)), 0, 1, transform=across, colors="#eeeeee", zorder=0)
@@ -155,38 +240,75 @@ def row_names(axis: Axes, names: list[str]) -> None:
         axis.text(-0.02, row, name, ha="right", va="center", transform=across)
 
 
-def matrices(panels: dict[str, Tensor], *, masks: list[Tensor | None] | None = None, highlight: Tensor | None = None,
-             size: tuple[float, float] = (9, 2.7)) -> Figure:
-    """Small matrices by title, side by side with their numbers. masks: one for each panel, None where nothing is pruned;
-    highlight: frames in every panel; size: inches."""
+def matrices(
+    panels: dict[str, Tensor],
+    *,
+    masks: list[Tensor | None] | None = None,
+    highlight: Tensor | None = None,
+    size: tuple[float, float] = (9, 2.7),
+) -> Figure:
+    """Small matrices by title, side by side with their numbers. masks: one for each panel, None
+    where nothing is pruned; highlight: frames in every panel; size: inches."""
     with style():
-        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False,
-                                    width_ratios=[matrix.shape[1] for matrix in panels.values()])
-        for axis, (title, matrix), mask in zip(axes[0], panels.items(), masks or [None] * len(panels), strict=True):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=size,
+            squeeze=False,
+            width_ratios=[matrix.shape[1] for matrix in panels.values()],
+        )
+        for axis, (title, matrix), mask in zip(
+            axes[0], panels.items(), masks or [None] * len(panels), strict=True
+        ):
             whole = bool((matrix == matrix.round()).all())
             numbers(axis, matrix, title, mask=mask, highlight=highlight, digits=0 if whole else 1)
     return figure
 
 
-def lines(axis: Axes, series: dict[str, list[float]], *, x: list | None = None, xlabel: str = "", ylabel: str = "",
-          log: bool = False) -> None:
-    """One line a method, in the methods' styles: errors by block, losses by epoch. Unknown names take grey styles."""
+def lines(
+    axis: Axes,
+    series: dict[str, list[float]],
+    *,
+    x: list | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    log: bool = False,
+) -> None:
+    """One line a method, in the methods' styles: errors by block, losses by epoch. Unknown names
+    take grey styles."""
     for place, (name, values) in enumerate(series.items()):
-        colour, marker, line = STYLES.get(name, (f"{0.2 + 0.15 * place:.2f}", "o^sDv"[place % 5], "-"))
-        axis.plot(range(len(values)) if x is None else x, values, color=colour, marker=marker, linestyle=line, markersize=5,
-                  label=LABELS.get(name, name))
+        colour, marker, line = STYLES.get(
+            name, (f"{0.2 + 0.15 * place:.2f}", "o^sDv"[place % 5], "-")
+        )
+        axis.plot(
+            range(len(values)) if x is None else x,
+            values,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            label=LABELS.get(name, name),
+        )
     axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     axis.legend(fontsize=9)
 
 
 def histogram(axis: Axes, weights: dict[str, Tensor], *, bins: int = 81, title: str = "") -> None:
-    """Weight distributions as outlines on one scale, zeros left out; the first entry, filled, is the one to compare with."""
+    """Weight distributions as outlines on one scale, zeros left out; the first entry, filled, is
+    the one to compare with."""
     top = max(weight.abs().max().item() for weight in weights.values())
     for place, (name, weight) in enumerate(weights.items()):
         values = weight[weight != 0].flatten().detach().cpu().float().numpy()
         colour, _, line = STYLES.get(name, ("#666666", "", "-"))
-        axis.hist(values, bins=bins, range=(-top, top), histtype="stepfilled" if place == 0 else "step", linewidth=1.5,
-                  color="#cccccc" if place == 0 else colour, linestyle="-" if place == 0 else line,
-                  label=LABELS.get(name, name))
+        axis.hist(
+            values,
+            bins=bins,
+            range=(-top, top),
+            histtype="stepfilled" if place == 0 else "step",
+            linewidth=1.5,
+            color="#cccccc" if place == 0 else colour,
+            linestyle="-" if place == 0 else line,
+            label=LABELS.get(name, name),
+        )
     axis.set(xlabel="weight", ylabel="count", title=title, yscale="log")
     axis.legend(fontsize=9)

@@ -1,4 +1,5 @@
 """Tiny models of both families, correlated inputs, and the reference data where it is at hand."""
+
 import os
 from pathlib import Path
 
@@ -6,7 +7,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,24 +24,42 @@ VOCABULARY, CONTEXT = 128, 64
 def tiny_opt(**changes) -> OPTForCausalLM:
     """Two blocks of width 32, with OPT's ReLU, biases and learned positions."""
     torch.manual_seed(0)
-    settings = {"vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "max_position_embeddings": CONTEXT, "word_embed_proj_dim": 32,
-                "dropout": 0.1, "init_std": 0.1}
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "word_embed_proj_dim": 32,
+        "dropout": 0.1,
+        "init_std": 0.1,
+    }
     return OPTForCausalLM(OPTConfig(**{**settings, **changes})).eval()
 
 
 def tiny_llama(**changes) -> LlamaForCausalLM:
-    """Two blocks of width 32, with LLaMA's gated SiLU, rotary positions and grouped-query attention."""
+    """Two blocks of width 32, with LLaMA's gated SiLU, rotary positions and grouped-query
+    attention."""
     torch.manual_seed(0)
-    settings = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
-                "initializer_range": 0.1}
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.1,
+    }
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Two words, so that a folder is complete."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    )
 
 
 TINY = {"opt": tiny_opt, "llama": tiny_llama}
@@ -56,7 +81,9 @@ def correlated(tokens: int, width: int, seed: int = 0, dtype=torch.float32) -> t
     """Inputs [tokens, width] with correlations and two outlier channels, as in a language model."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5
-    x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ (mix + 0.5 * torch.eye(width))
+    x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ (
+        mix + 0.5 * torch.eye(width)
+    )
     x[:, :2] *= 10
     return x.to(dtype)
 
@@ -66,5 +93,7 @@ def shared_data():
     """The folder of reference texts; a test that needs it is skipped where it is absent."""
     folder = Path(os.environ.get("SPARSELAB_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "wikitext2-raw-test.txt").exists():
-        pytest.skip(f"needs the reference texts, which are not part of the project ({folder} is absent)")
+        pytest.skip(
+            f"needs the reference texts, which are not part of the project ({folder} is absent)"
+        )
     return folder

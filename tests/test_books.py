@@ -1,4 +1,6 @@
-"""The books of the README's tables, made anew: from a fake server, since no text is shipped and none is fetched here."""
+"""The books of the README's tables, made anew: from a fake server, since no text is shipped and
+none is fetched here."""
+
 import hashlib
 import lzma
 
@@ -7,8 +9,12 @@ import pytest
 from sparselab import SparselabError
 from sparselab.data import books
 
-TEXT = b"*** START OF THE BOOK ***\n\n" + b"It was a day like any other, and nobody in the house had slept. " * 4 + \
-       b"\n\n[Illustration]\n\nThe end came soon, and it came quietly.\n\n*** END OF THE BOOK ***\nlicence"
+TEXT = (
+    b"*** START OF THE BOOK ***\n\n"
+    + b"It was a day like any other, and nobody in the house had slept. " * 4
+    + b"\n\n[Illustration]\n\nThe end came soon, and it came quietly.\n\n*** END OF THE BOOK"
+    b" ***\nlicence"
+)
 
 
 @pytest.fixture
@@ -16,8 +22,13 @@ def listed(monkeypatch, tmp_path):
     """Two books, one for each file."""
     monkeypatch.setenv("SPARSELAB_CACHE", str(tmp_path / "cache"))
     real = books.books()
-    rows = [{**next(row for row in real if row["file"] == name), "sha256": hashlib.sha256(TEXT).hexdigest()}
-            for name in books.FILES]
+    rows = [
+        {
+            **next(row for row in real if row["file"] == name),
+            "sha256": hashlib.sha256(TEXT).hexdigest(),
+        }
+        for name in books.FILES
+    ]
     monkeypatch.setattr(books, "books", lambda: rows)
 
 

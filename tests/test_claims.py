@@ -1,4 +1,6 @@
-"""What a lesson claims: an error where notebooks are tested, a sentence for a reader who changed something."""
+"""What a lesson claims: an error where notebooks are tested, a sentence for a reader who changed
+something."""
+
 import pytest
 
 from sparselab import course
@@ -12,7 +14,9 @@ def test_a_false_claim_fails_the_cell(monkeypatch):
         course.claim(1 > 2, "one is more than two")
 
 
-@pytest.mark.parametrize("name, value", [("SPARSELAB_STATIC", "0"), ("SPARSELAB_MODEL", "facebook/opt-125m")])
+@pytest.mark.parametrize(
+    "name, value", [("SPARSELAB_STATIC", "0"), ("SPARSELAB_MODEL", "facebook/opt-125m")]
+)
 def test_a_reader_with_another_model_or_setting_reads_on(monkeypatch, capsys, name, value):
     monkeypatch.setenv("SPARSELAB_STATIC", "1")
     monkeypatch.setenv(name, value)

@@ -1,4 +1,5 @@
 """The same from a shell, and the demo at a tiny size."""
+
 import subprocess
 import sys
 
@@ -16,38 +17,86 @@ SMALL = ["--seqlen", "64", "--windows", "4"]
 
 def test_prune_evaluate_and_reload(tmp_path, capsys):
     out = str(tmp_path / "pruned")
-    assert main(["prune", "--method", "wanda", "--sparsity", "2:4", "--samples", "4", "--layers", "0:2", *SMALL,
-                 "--out", out]) == 0
+    assert (
+        main(
+            [
+                "prune",
+                "--method",
+                "wanda",
+                "--sparsity",
+                "2:4",
+                "--samples",
+                "4",
+                "--layers",
+                "0:2",
+                *SMALL,
+                "--out",
+                out,
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
-    for words in ("dense: opt-mini on demo: perplexity", "2:4 = 50 % zeros", "12 matrices in 2 of 8 blocks",
-                  "pruned: opt-mini on demo", f"saved in {out}"):
+    for words in (
+        "dense: opt-mini on demo: perplexity",
+        "2:4 = 50 % zeros",
+        "12 matrices in 2 of 8 blocks",
+        "pruned: opt-mini on demo",
+        f"saved in {out}",
+    ):
         assert words in printed
     assert main(["evaluate", "--model", out, *SMALL]) == 0
     assert printed.split("pruned: opt-mini on demo: ")[1].splitlines()[0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["prune", "--sparsity", "70"], "Did you mean 0.7"), (["prune", "--method", "wnda"], "Did you mean 'wanda'"),
-    (["evaluate", "--model", "opt-mimi"], "Did you mean 'opt-mini'"), (["prune", "--layers", "half", *SMALL], "FIRST:END"),
-    (["evaluate", "--text", "wikitex2", *SMALL], "Did you mean 'wikitext2'"), (["prune", "--out", "."], "exists already"),
-    (["prune", "--out", f"{__file__}/out"], "not a folder"), (["sweep", "--out", f"{__file__}/a.csv"], "not a folder"),
-    (["sweep", "--out", "."], "is a folder"),
-    (["prune", "--layers", "3:3"], "FIRST:END"), (["prune", "--layers", "0:99", *SMALL], "the blocks are 0 to 7"),
-    (["prune", "--sparsity", "2:7", *SMALL], "does not divide"), (["evaluate", "--device", "gpu"], "unknown device"),
-    (["prune", "--stream", "--out", "never", "--samples", "2", "--dtype", "bf16", *SMALL], "Did you mean 'bfloat16'"),
-    (["prune", "--stream", "--out", "never", "--samples", "2", "--device", "gpu", *SMALL], "unknown device"),
-    (["tables", "--folder", "nowhere"], "no table")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["prune", "--sparsity", "70"], "Did you mean 0.7"),
+        (["prune", "--method", "wnda"], "Did you mean 'wanda'"),
+        (["evaluate", "--model", "opt-mimi"], "Did you mean 'opt-mini'"),
+        (["prune", "--layers", "half", *SMALL], "FIRST:END"),
+        (["evaluate", "--text", "wikitex2", *SMALL], "Did you mean 'wikitext2'"),
+        (["prune", "--out", "."], "exists already"),
+        (["prune", "--out", f"{__file__}/out"], "not a folder"),
+        (["sweep", "--out", f"{__file__}/a.csv"], "not a folder"),
+        (["sweep", "--out", "."], "is a folder"),
+        (["prune", "--layers", "3:3"], "FIRST:END"),
+        (["prune", "--layers", "0:99", *SMALL], "the blocks are 0 to 7"),
+        (["prune", "--sparsity", "2:7", *SMALL], "does not divide"),
+        (["evaluate", "--device", "gpu"], "unknown device"),
+        (
+            ["prune", "--stream", "--out", "never", "--samples", "2", "--dtype", "bf16", *SMALL],
+            "Did you mean 'bfloat16'",
+        ),
+        (
+            ["prune", "--stream", "--out", "never", "--samples", "2", "--device", "gpu", *SMALL],
+            "unknown device",
+        ),
+        (["tables", "--folder", "nowhere"], "no table"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_1(arguments, words, capsys):
     assert main(arguments) == 1
     printed = capsys.readouterr()
     error = printed.err.strip().splitlines()[-1]
-    assert error.startswith("sparselab: ") and words in error and "dense:" not in printed.out    # before any work
+    assert (
+        error.startswith("sparselab: ") and words in error and "dense:" not in printed.out
+    )  # before any work
 
 
-@pytest.mark.parametrize("arguments", [
-    ["evaluate", "--windows", "0"], ["evaluate", "--windows", "-3"], ["evaluate", "--seqlen", "0"],
-    ["plan", "--samples", "-3"], ["sweep", "--seeds", "a"], ["figure", "sparsity", "--seeds", "a"],
-    ["zeroshot", "--limit", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--windows", "0"],
+        ["evaluate", "--windows", "-3"],
+        ["evaluate", "--seqlen", "0"],
+        ["plan", "--samples", "-3"],
+        ["sweep", "--seeds", "a"],
+        ["figure", "sparsity", "--seeds", "a"],
+        ["zeroshot", "--limit", "0"],
+    ],
+)
 def test_numbers_that_make_no_sense_are_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -70,34 +119,57 @@ def test_doctor_says_what_is_there_and_what_to_do(capsys, monkeypatch, tmp_path)
     monkeypatch.delenv("SPARSELAB_DATA", raising=False)
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "[ok] torch 2.13" in printed and "[ok] model opt-mini" in printed and "[ok] text demo for evaluation" in printed
+    assert (
+        "[ok] torch 2.13" in printed
+        and "[ok] model opt-mini" in printed
+        and "[ok] text demo for evaluation" in printed
+    )
     assert "[missing: set SPARSELAB_DATA" in printed
     monkeypatch.setenv("SPARSELAB_CACHE", str(tmp_path))
     assert main(["doctor"]) == 1
-    assert "[missing: python -m sparselab fetch] text demo for calibration" in capsys.readouterr().out
+    assert (
+        "[missing: python -m sparselab fetch] text demo for calibration" in capsys.readouterr().out
+    )
 
 
 def test_the_module_runs_as_a_command():
-    result = subprocess.run([sys.executable, "-m", "sparselab", "--help"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "sparselab", "--help"], capture_output=True, text=True
+    )
     assert result.returncode == 0 and "doctor" in result.stdout
 
 
 def test_a_small_comparison():
-    table, masks = compare(Setting(samples=4, seqlen=64, windows=4), ("magnitude", sl.SparseGPT()), (0.5, "2:4"),
-                           prompt="The", progress=False)
+    table, masks = compare(
+        Setting(samples=4, seqlen=64, windows=4),
+        ("magnitude", sl.SparseGPT()),
+        (0.5, "2:4"),
+        prompt="The",
+        progress=False,
+    )
     assert table.method.tolist() == ["dense", "magnitude", "sparsegpt", "magnitude", "sparsegpt"]
     assert table.sparsity.round(3).tolist() == [0, 0.5, 0.5, 0.5, 0.5]
     assert set(masks) == {(m, s) for m in ("magnitude", "sparsegpt") for s in (0.5, "2:4")}
     assert (table.log_ratio[1:] != 0).all() and table.writes.str.startswith("The").all()
     text = markdown(table)
     assert text.count("\n") == 8 and "demo, 4 x 64" in text and f"Made on {machine()}, " in text
-    assert "| -0.25 ± 0.01 |" in markdown(table.tail(1).assign(log_ratio=-0.25, log_ratio_stderr=0.01))
+    assert "| -0.25 ± 0.01 |" in markdown(
+        table.tail(1).assign(log_ratio=-0.25, log_ratio_stderr=0.01)
+    )
     assert len(figure(table, masks, 0.5).axes) == 3
 
 
-@pytest.mark.parametrize(("value", "error", "expected"), [
-    (78.04, 2.83, "78 ± 3"), (0.804, 0.016, "0.80 ± 0.02"), (0.0016, 0.0021, "0.002 ± 0.002"), (3456.7, 123.4, "3457 ± 123"),
-    (12.3, 0.0, "12.3 ± 0"), (float("inf"), float("nan"), "inf ± nan")])
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [
+        (78.04, 2.83, "78 ± 3"),
+        (0.804, 0.016, "0.80 ± 0.02"),
+        (0.0016, 0.0021, "0.002 ± 0.002"),
+        (3456.7, 123.4, "3457 ± 123"),
+        (12.3, 0.0, "12.3 ± 0"),
+        (float("inf"), float("nan"), "inf ± nan"),
+    ],
+)
 def test_a_number_has_the_digits_that_its_error_leaves_it(value, error, expected):
     assert rounded(value, error) == expected
 
@@ -127,8 +199,26 @@ def test_plan_stream_and_dry_run(tmp_path, capsys):
 
 def test_sweep_and_its_tables(tmp_path, capsys):
     file = str(tmp_path / "opt-mini.csv")
-    assert main(["sweep", "--methods", "sparsegpt,wanda", "--sparsities", "0.7", "--samples", "4", "--seqlen", "64",
-                 "--windows", "4", "--out", file]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                "--methods",
+                "sparsegpt,wanda",
+                "--sparsities",
+                "0.7",
+                "--samples",
+                "4",
+                "--seqlen",
+                "64",
+                "--windows",
+                "4",
+                "--out",
+                file,
+            ]
+        )
+        == 0
+    )
     assert "share of SparseGPT's" in capsys.readouterr().out
     assert main(["tables", "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

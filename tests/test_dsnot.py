@@ -1,4 +1,5 @@
 """DSnoT and exact swaps: against the definition, and against brute force on tiny layers."""
+
 import itertools
 
 import pytest
@@ -19,8 +20,11 @@ PATTERNS = [0.5, 0.7, "2:4", "3:4"]
 
 @pytest.fixture(scope="module")
 def layer():
-    """A weight [40, 64], inputs [10, 50, 64] with a mean and one dead channel, and their statistics."""
-    x = correlated(500, 64).view(10, 50, 64) + 0.3 * torch.randn(64, generator=torch.Generator().manual_seed(5))
+    """A weight [40, 64], inputs [10, 50, 64] with a mean and one dead channel, and their
+    statistics."""
+    x = correlated(500, 64).view(10, 50, 64) + 0.3 * torch.randn(
+        64, generator=torch.Generator().manual_seed(5)
+    )
     x[..., 9] = 0
     w = torch.randn(40, 64, generator=torch.Generator().manual_seed(3))
     return w, x, Statistics.of(x, needs=ALL).finish("x")
@@ -29,7 +33,9 @@ def layer():
 def test_moments_are_those_of_the_definition_and_independent_of_the_batch(layer):
     _, x, stats = layer
     torch.testing.assert_close(stats.mean, x.sum(1).mean(0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(stats.variance, x.var(1, unbiased=False).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        stats.variance, x.var(1, unbiased=False).mean(0), rtol=1e-4, atol=1e-5
+    )
     parts = Statistics(64, x.device, needs=ALL)
     for part in x.split(3):
         parts.add(part)
@@ -46,13 +52,15 @@ def test_a_constant_input_has_no_variance():
 @pytest.mark.parametrize("spec", PATTERNS)
 def test_masks_are_those_of_the_published_rule(spec):
     pattern = Pattern.parse(spec)
-    x = correlated(800, 128).view(8, 100, 128) + 0.2 * torch.randn(128, generator=torch.Generator().manual_seed(5))
+    x = correlated(800, 128).view(8, 100, 128) + 0.2 * torch.randn(
+        128, generator=torch.Generator().manual_seed(5)
+    )
     w = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
     ours = sl.DSnoT().solve(w, Statistics.of(x, needs=ALL).finish("x"), pattern).mask
     theirs = dsnot(w, x, pattern.sparsity, pattern.n, pattern.m)
     start = sl.Wanda().solve(w, Statistics.of(x, needs=ALL).finish("x"), pattern).mask
     assert (ours == ~theirs).float().mean() >= 0.985
-    assert (ours != start).float().mean() > 0.02                 # and there was something to agree on
+    assert (ours != start).float().mean() > 0.02  # and there was something to agree on
 
 
 @pytest.mark.parametrize("spec", PATTERNS)
@@ -65,11 +73,13 @@ def test_the_expected_error_falls_and_the_pattern_stays(layer, spec, initial, cy
     solution = sl.DSnoT(initial, max_cycles=cycles).solve(w, stats, pattern)
     assert torch.equal((~solution.mask).sum(1), start.sum(1))
     before, after = (expected_error(w, pruned, stats).abs() for pruned in (start, ~solution.mask))
-    if pattern.m:                                                # the published group rule has no such guarantee by row
-        assert valid_groups(solution.weight, pattern) and (cycles < 50 or after.sum() < before.sum())
+    if pattern.m:  # the published group rule has no such guarantee by row
+        assert valid_groups(solution.weight, pattern) and (
+            cycles < 50 or after.sum() < before.sum()
+        )
     else:
         assert (after <= before + 1e-4).all() and after.sum() < before.sum()
-    assert torch.equal(solution.weight, w * solution.mask)       # weights keep their dense values
+    assert torch.equal(solution.weight, w * solution.mask)  # weights keep their dense values
 
 
 def test_dead_inputs_never_grow_and_a_single_row_or_column_works(layer):
@@ -78,7 +88,9 @@ def test_dead_inputs_never_grow_and_a_single_row_or_column_works(layer):
         assert not sl.DSnoT(initial, threshold=0).solve(w, stats, Pattern(0.5)).mask[:, 9].any()
     assert sl.DSnoT().solve(w[:1], stats, Pattern(0.5)).mask.sum() == 32
     narrow = Statistics.of(torch.randn(4, 5, 2), needs=ALL).finish("x")
-    assert sl.DSnoT(same_sign=False).solve(torch.randn(3, 2), narrow, Pattern(0.5)).mask.sum(1).tolist() == [1, 1, 1]
+    assert sl.DSnoT(same_sign=False).solve(torch.randn(3, 2), narrow, Pattern(0.5)).mask.sum(
+        1
+    ).tolist() == [1, 1, 1]
 
 
 def test_the_sign_rule_stops_before_the_error_flips(layer):
@@ -92,11 +104,13 @@ def test_the_sign_rule_stops_before_the_error_flips(layer):
 
 
 def test_the_threshold_is_a_token_sum_of_a_sequence(layer):
-    """Twice the sequence, twice the expected error: what stays is compared with the same threshold."""
+    """Twice the sequence, twice the expected error: the rest meets the same threshold."""
     w, x, stats = layer
     doubled = Statistics.of(torch.cat([x, x], 1), needs=ALL).finish("x")
-    assert torch.equal(sl.DSnoT(threshold=4.0).solve(w, doubled, Pattern(0.5)).mask,
-                       sl.DSnoT(threshold=2.0).solve(w, stats, Pattern(0.5)).mask)
+    assert torch.equal(
+        sl.DSnoT(threshold=4.0).solve(w, doubled, Pattern(0.5)).mask,
+        sl.DSnoT(threshold=2.0).solve(w, stats, Pattern(0.5)).mask,
+    )
 
 
 def squared(w, pruned, gram):
@@ -117,7 +131,9 @@ def test_one_swap_is_the_best_of_all_and_gains_what_was_computed(m):
             tried = start.clone()
             tried[row, p], tried[row, g] = True, False
             best[row] = torch.minimum(best[row], squared(w, tried, gram)[row])
-    torch.testing.assert_close(squared(w, swap(w, start, gram, pattern, 1, 12), gram), best, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        squared(w, swap(w, start, gram, pattern, 1, 12), gram), best, rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("spec", PATTERNS)
@@ -134,9 +150,15 @@ def test_swaps_never_raise_the_error_of_a_row(layer, spec, initial):
     assert squared(w, masks[-1], gram).sum() < 0.95 * squared(w, masks[0], gram).sum()
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: sl.DSnoT("wonda"), "Did you mean 'wanda'"), (lambda: sl.DSnoT(threshold=-1), "neither is negative"),
-    (lambda: sl.Swaps("x"), "choose one of"), (lambda: sl.Swaps(candidates=0), "at least 0 and 1")])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: sl.DSnoT("wonda"), "Did you mean 'wanda'"),
+        (lambda: sl.DSnoT(threshold=-1), "neither is negative"),
+        (lambda: sl.Swaps("x"), "choose one of"),
+        (lambda: sl.Swaps(candidates=0), "at least 0 and 1"),
+    ],
+)
 def test_wrong_hyper_parameters_get_a_sentence(make, words):
     with pytest.raises(sl.SparselabError, match=words):
         make()
@@ -145,13 +167,20 @@ def test_wrong_hyper_parameters_get_a_sentence(make, words):
 def test_published_switches_leave_the_feed_forward_network_to_the_start(tiny, windows):
     """Attention alone, without the sign rule: `on` gives the method of each kind of matrix."""
     method = sl.DSnoT.published()
-    assert not method.same_sign and method.on(ffn=False) == method and method.on(ffn=True).max_cycles == 0
+    assert (
+        not method.same_sign
+        and method.on(ffn=False) == method
+        and method.on(ffn=True).max_cycles == 0
+    )
     dense = {name: linear.weight.detach().clone() for name, linear in sl.linears_of(tiny).items()}
     sl.prune(tiny, windows, method=method, sparsity=0.5, progress=False, layers=[0])
     moved = {name: linear.weight != 0 for name, linear in sl.linears_of(tiny, [0]).items()}
     for name, linear in sl.linears_of(tiny).items():
         linear.weight.data.copy_(dense[name])
     sl.prune(tiny, windows, method="wanda", sparsity=0.5, progress=False, layers=[0])
-    same = {name: bool((moved[name] == (linear.weight != 0)).all()) for name, linear in sl.linears_of(tiny, [0]).items()}
+    same = {
+        name: bool((moved[name] == (linear.weight != 0)).all())
+        for name, linear in sl.linears_of(tiny, [0]).items()
+    }
     ffn = sl.family_of(tiny).ffn
     assert all(same[name] for name in same if name.endswith(ffn)) and not all(same.values())

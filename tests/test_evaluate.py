@@ -1,4 +1,5 @@
 """Perplexity by its definition, and what it refuses."""
+
 import copy
 import math
 import pickle
@@ -19,10 +20,11 @@ def text():
 
 
 def test_the_papers_definition(tiny, text):
-    """Windows that do not overlap, the rest dropped, each scored on its seqlen - 1 inner predictions."""
+    """Windows that do not overlap, the rest dropped, each scored on its seqlen - 1 inner
+    predictions."""
     losses = []
     for a in range(0, 300 - 31, 32):
-        ids = text[a:a + 32][None]
+        ids = text[a : a + 32][None]
         logits = tiny(ids).logits.double()
         losses.append(F.cross_entropy(logits[0, :-1], ids[0, 1:]).item())
     result = sl.perplexity(tiny, text, seqlen=32, progress=False)
@@ -37,7 +39,9 @@ def test_the_papers_definition(tiny, text):
 def test_half_precision_models_give_the_same_to_their_precision(tiny, text, dtype):
     exact = sl.perplexity(tiny, text, seqlen=32, progress=False)
     half = sl.perplexity(copy.deepcopy(tiny).to(dtype), text, seqlen=32, progress=False)
-    assert float(half) == pytest.approx(float(exact), rel=0.03) and half.losses.dtype == torch.float32
+    assert (
+        float(half) == pytest.approx(float(exact), rel=0.03) and half.losses.dtype == torch.float32
+    )
 
 
 def test_memory_that_runs_out_changes_nothing(text, monkeypatch):
@@ -52,23 +56,35 @@ def test_memory_that_runs_out_changes_nothing(text, monkeypatch):
 
     monkeypatch.setattr(type(model), "forward", limited)
     limited_result = sl.perplexity(model, text, seqlen=32)
-    assert limited_result.windows == 9 and float(limited_result) == pytest.approx(float(expected), rel=1e-5)
+    assert limited_result.windows == 9 and float(limited_result) == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def test_paired_ratio_and_pickling():
-    a, b = Perplexity(torch.tensor([1.0, 2.0, 3.0]), 8), Perplexity(torch.tensor([1.5, 2.5, 3.5]), 8)
+    a, b = (
+        Perplexity(torch.tensor([1.0, 2.0, 3.0]), 8),
+        Perplexity(torch.tensor([1.5, 2.5, 3.5]), 8),
+    )
     assert b.ratio(a) == (0.5, 0.0)
     again = pickle.loads(pickle.dumps(b))
     assert again == b and torch.equal(again.losses, b.losses) and isinstance(b, float)
     assert Perplexity(torch.tensor([1000.0]), 8) == math.inf
 
 
-@pytest.mark.parametrize("ids, seqlen, words", [
-    (torch.arange(4, 20), 32, "at least seqlen=32 tokens"), (torch.zeros(0, dtype=torch.long), 32, "at least"),
-    (torch.ones(2, 64, dtype=torch.long), 32, "one row"), (torch.ones(99), 32, "LongTensor"),
-    (torch.ones(99, dtype=torch.int32), 32, r"\.long\(\)"),
-    (torch.full((99,), VOCABULARY), 32, "another model's tokenizer"), (torch.ones(99, dtype=torch.long), 1, "2 tokens"),
-    (torch.ones(99, dtype=torch.long), CONTEXT + 1, f"Pass seqlen={CONTEXT} or less")])
+@pytest.mark.parametrize(
+    "ids, seqlen, words",
+    [
+        (torch.arange(4, 20), 32, "at least seqlen=32 tokens"),
+        (torch.zeros(0, dtype=torch.long), 32, "at least"),
+        (torch.ones(2, 64, dtype=torch.long), 32, "one row"),
+        (torch.ones(99), 32, "LongTensor"),
+        (torch.ones(99, dtype=torch.int32), 32, r"\.long\(\)"),
+        (torch.full((99,), VOCABULARY), 32, "another model's tokenizer"),
+        (torch.ones(99, dtype=torch.long), 1, "2 tokens"),
+        (torch.ones(99, dtype=torch.long), CONTEXT + 1, f"Pass seqlen={CONTEXT} or less"),
+    ],
+)
 def test_bad_input_gets_a_sentence(tiny, ids, seqlen, words):
     with pytest.raises(SparselabError, match=words):
         sl.perplexity(tiny, ids, seqlen=seqlen)

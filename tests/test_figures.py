@@ -1,4 +1,6 @@
-"""The papers' figures at their smallest: complete rows, resumed where they stopped, drawn with a description."""
+"""The papers' figures at their smallest: complete rows, resumed where they stopped, drawn with a
+description."""
+
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -18,13 +20,49 @@ from sparselab.methods.registry import named_method
 from sparselab.models.packed import sizes
 from sparselab.models.saving import save
 
-TINY = Profile("opt-mini", samples=2, seqlen=32, windows=2, methods=("wanda", "sparsegpt"), patterns=("0.5", "2:4"),
-               seeds=(0,), block=0, epochs=2, counts=(1, 2), grid=(0.1, 1.0), sizes=(2,), steps=2)
+TINY = Profile(
+    "opt-mini",
+    samples=2,
+    seqlen=32,
+    windows=2,
+    methods=("wanda", "sparsegpt"),
+    patterns=("0.5", "2:4"),
+    seeds=(0,),
+    block=0,
+    epochs=2,
+    counts=(1, 2),
+    grid=(0.1, 1.0),
+    sizes=(2,),
+    steps=2,
+)
 # What issue and papers ask of every row that holds a perplexity.
-PROTOCOL = {"model", "revision", "calibration", "calibration_sha256", "text", "text_sha256", "seqlen", "windows",
-            "text_windows", "samples", "layers_pruned", "asked", "reached", "sparsity", "dtype", "seed", "sparselab_version",
-            "torch_version", "transformers_version", "seconds", "peak_mib", "dense_bytes", "packed_bytes", "perplexity",
-            "stderr"}
+PROTOCOL = {
+    "model",
+    "revision",
+    "calibration",
+    "calibration_sha256",
+    "text",
+    "text_sha256",
+    "seqlen",
+    "windows",
+    "text_windows",
+    "samples",
+    "layers_pruned",
+    "asked",
+    "reached",
+    "sparsity",
+    "dtype",
+    "seed",
+    "sparselab_version",
+    "torch_version",
+    "transformers_version",
+    "seconds",
+    "peak_mib",
+    "dense_bytes",
+    "packed_bytes",
+    "perplexity",
+    "stderr",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +74,13 @@ def closed():
 @pytest.fixture
 def one_block(monkeypatch):
     """Sweeps that prune the first block only."""
-    monkeypatch.setattr(Recorded, "prune", lambda self, model, windows, method, pattern: sl.prune(
-        model, windows, method=method, sparsity=pattern, layers=[0], progress=False))
+    monkeypatch.setattr(
+        Recorded,
+        "prune",
+        lambda self, model, windows, method, pattern: sl.prune(
+            model, windows, method=method, sparsity=pattern, layers=[0], progress=False
+        ),
+    )
 
 
 def drawn(canvas, alt, *words):
@@ -49,22 +92,44 @@ def drawn(canvas, alt, *words):
 def test_sparsity_rows_carry_the_whole_protocol_and_are_not_made_again(tmp_path, one_block):
     table, canvas, alt = figure("sparsity", profile=TINY, folder=tmp_path, progress=False)
     drawn(canvas, alt, "opt-mini, calibration 2 x 32 tokens of demo", "evaluated on 2 windows")
-    assert len(table) == 4 and set(table.columns) >= PROTOCOL and not table[sorted(PROTOCOL)].isna().any(axis=None)
+    assert (
+        len(table) == 4
+        and set(table.columns) >= PROTOCOL
+        and not table[sorted(PROTOCOL)].isna().any(axis=None)
+    )
     row = table.iloc[0]
-    assert row.text_windows > row.windows == 2 and row.layers_pruned == "all" and len(row.text_sha256) == 64
+    assert (
+        row.text_windows > row.windows == 2
+        and row.layers_pruned == "all"
+        and len(row.text_sha256) == 64
+    )
     assert "fc1=0.50" in row.reached and row.asked == 0.5 and row.revision.startswith("sha256:")
     assert row.dense_bytes > row.packed_bytes > row.dense_bytes / 2
     stamp = (tmp_path / "sparsity-opt-mini.csv").stat().st_mtime_ns
     again, _, _ = figure("sparsity", profile=TINY, folder=tmp_path, progress=False)
     assert (tmp_path / "sparsity-opt-mini.csv").stat().st_mtime_ns == stamp and again.equals(table)
-    wider, _, _ = figure("sparsity", profile=TINY, folder=tmp_path, progress=False, methods=("wanda",), patterns=("0.5",),
-                         windows=3)
-    assert len(wider) == 1 and wider.windows.tolist() == [3]                 # another protocol is another row
+    wider, _, _ = figure(
+        "sparsity",
+        profile=TINY,
+        folder=tmp_path,
+        progress=False,
+        methods=("wanda",),
+        patterns=("0.5",),
+        windows=3,
+    )
+    assert len(wider) == 1 and wider.windows.tolist() == [3]  # another protocol is another row
 
 
 def test_half_the_layers_is_another_protocol(tmp_path):
-    table, _, alt = figure("sparsity", profile=TINY, folder=tmp_path, progress=False, methods=("magnitude",),
-                           patterns=("0.5",), layers="first half")
+    table, _, alt = figure(
+        "sparsity",
+        profile=TINY,
+        folder=tmp_path,
+        progress=False,
+        methods=("magnitude",),
+        patterns=("0.5",),
+        layers="first half",
+    )
     assert table.layers_pruned.tolist() == ["first half"] and "first half of the layers" in alt
     with pytest.raises(SparselabError, match="all layers"):
         figure("sparsity", profile=TINY, folder=tmp_path, layers="0:3")
@@ -77,7 +142,9 @@ def test_half_the_layers_is_another_protocol(tmp_path):
 def test_ablations(name, tmp_path, one_block, monkeypatch):
     monkeypatch.setattr(figures.ablations, "DAMPS", (0.01, 0.1))
     monkeypatch.setattr(figures.ablations, "BLOCK_SIZES", (64, 128))
-    table, canvas, alt = figure(name, profile=replace(TINY, seeds=(0, 1)), folder=tmp_path, progress=False)
+    table, canvas, alt = figure(
+        name, profile=replace(TINY, seeds=(0, 1)), folder=tmp_path, progress=False
+    )
     drawn(canvas, alt, "2 seeds", "sparsity 0.7", "lowest")
     runs = ABLATIONS[name].runs(TINY)
     assert len(table) == 2 * len(runs) and set(table.columns) >= PROTOCOL
@@ -95,14 +162,20 @@ def test_convergence(tmp_path):
     assert table.groupby("method").epoch.max().eq(1).all() and table.layer.eq(0).all()
     assert (table[["error", "alpha_term", "beta_term", "gamma_term"]] > 0).all(axis=None)
     assert table.calibration_sha256.str.len().eq(64).all()
-    more, _, _ = figure("convergence", profile=replace(TINY, seeds=(0, 1)), folder=tmp_path, progress=False)
+    more, _, _ = figure(
+        "convergence", profile=replace(TINY, seeds=(0, 1)), folder=tmp_path, progress=False
+    )
     assert len(more) == 2 * len(table)
     assert more[more.seed == 0].error.tolist() == table.error.tolist()
 
 
 def test_weights(tmp_path):
-    table, canvas, alt = figure("weights", profile=replace(TINY, methods=("magnitude", "wanda")), folder=tmp_path,
-                                progress=False)
+    table, canvas, alt = figure(
+        "weights",
+        profile=replace(TINY, methods=("magnitude", "wanda")),
+        folder=tmp_path,
+        progress=False,
+    )
     drawn(canvas, alt, "magnitude 100.0%")
     kept = table[(table.quantity == "kept") & (table.method == "magnitude")]
     assert kept.y.mean() == pytest.approx(0.3, abs=1e-3) and kept.y.iloc[0] == 0
@@ -112,7 +185,7 @@ def test_weights(tmp_path):
 
 
 def test_distribution_by_its_definition():
-    dense = torch.arange(1, 41.).view(4, 10)
+    dense = torch.arange(1, 41.0).view(4, 10)
     rows = pd.DataFrame(distribution({"a": dense}, {"a": dense * (dense > 20)}))
     kept = rows[rows.quantity == "kept"].y
     assert kept.tolist() == [0.0] * 10 + [1.0] * 10
@@ -124,19 +197,28 @@ def test_costs_are_measured_in_processes_of_their_own(tmp_path, monkeypatch):
     table, canvas, alt = figure("costs", profile=TINY, folder=tmp_path, progress=False)
     drawn(canvas, alt, "MiB", "global")
     row = table.iloc[0]
-    assert row.method == "global" and set(table.columns) >= PROTOCOL and "finetune(steps=2)" in row.settings
-    assert row.extra_mib > 3 * row.dense_bytes / 2**20 > 0                   # gradients and AdamW's two moments
+    assert (
+        row.method == "global"
+        and set(table.columns) >= PROTOCOL
+        and "finetune(steps=2)" in row.settings
+    )
+    assert row.extra_mib > 3 * row.dense_bytes / 2**20 > 0  # gradients and AdamW's two moments
 
 
 def test_the_bytes_are_those_that_are_written(tmp_path):
     model, tokenizer = sl.load("opt-mini")
-    report = sl.prune(model, sl.calibration(tokenizer, "demo", samples=2, seqlen=32), method="magnitude", sparsity=0.9,
-                      progress=False)
+    report = sl.prune(
+        model,
+        sl.calibration(tokenizer, "demo", samples=2, seqlen=32),
+        method="magnitude",
+        sparsity=0.9,
+        progress=False,
+    )
     dense, packed = sizes(model)
     for name, expected in (("dense", dense), ("packed", packed)):
         folder = save(model, report, tmp_path / name, packed=name == "packed")
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        assert expected < written < expected + 40_000                        # the file's header
+        assert expected < written < expected + 40_000  # the file's header
 
 
 def test_the_names_of_methods_may_set_what_a_preset_leaves(tmp_path):
@@ -152,8 +234,22 @@ def test_unknown_names_get_a_sentence(tmp_path):
 
 
 def test_from_a_shell(tmp_path, capsys):
-    options = ["--samples", "2", "--seqlen", "32", "--windows", "2", "--methods", "magnitude", "--sparsities", "0.5",
-               "--tables", str(tmp_path), "--out", str(tmp_path)]
+    options = [
+        "--samples",
+        "2",
+        "--seqlen",
+        "32",
+        "--windows",
+        "2",
+        "--methods",
+        "magnitude",
+        "--sparsities",
+        "0.5",
+        "--tables",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+    ]
     assert main(["figure", "sparsity", *options]) == 0
     assert "magnitude" in capsys.readouterr().out
     assert (tmp_path / "sparsity-opt-mini.csv").exists() and list(tmp_path.glob("sparsity-*.png"))

@@ -1,4 +1,6 @@
-"""Where sparselab reads what ships and writes what it fetches or makes: in a checkout, from a wheel, and as told."""
+"""Where sparselab reads what ships and writes what it fetches or makes: in a checkout, from a
+wheel, and as told."""
+
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,9 @@ def test_sparselab_cache_overrides_both(wheel, monkeypatch):
 
 
 def test_what_needs_the_checkout_says_so(wheel, capsys):
-    with pytest.raises(SparselabError, match=r"needs notebooks/timings.json of a checkout.*pip install -e \."):
+    with pytest.raises(
+        SparselabError, match=r"needs notebooks/timings.json of a checkout.*pip install -e \."
+    ):
         course.costs()
     assert main(["students"]) == 1
     assert "students' edition needs notebooks of a checkout" in capsys.readouterr().err

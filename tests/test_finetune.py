@@ -1,4 +1,5 @@
 """Fine-tuning keeps every zero and lowers the loss."""
+
 import pytest
 import torch
 from conftest import TINY
@@ -16,11 +17,16 @@ def test_zeros_stay_and_the_loss_falls(family, windows, monkeypatch):
 
     def watched(given):
         keep(given)
-        seen.append(all(not linear.weight[~masks[name]].any() for name, linear in sl.linears_of(model).items()))
+        seen.append(
+            all(
+                not linear.weight[~masks[name]].any()
+                for name, linear in sl.linears_of(model).items()
+            )
+        )
 
     monkeypatch.setattr(module, "keep_zeros", watched)
     result = sl.finetune(model, windows, steps=30, batch=4, rate=1e-3, progress=False)
-    assert len(seen) == 30 and all(seen)                                     # after every step
+    assert len(seen) == 30 and all(seen)  # after every step
     assert result.losses[-1] < result.losses[0] - 0.05
     assert result.sparsity[1] >= result.sparsity[0] == pytest.approx(0.7, abs=0.01)
     assert not any(p.grad is not None for p in model.parameters())
@@ -29,13 +35,17 @@ def test_zeros_stay_and_the_loss_falls(family, windows, monkeypatch):
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("sparsity", [0.7, 0.8, "2:4"])
 def test_the_zeros_are_the_same_after_every_call(method, sparsity, windows):
-    """One step a call, as the notebook shows it: the set of zeros neither grows nor shrinks where a weight is kept."""
+    """One step a call, as the notebook shows it: the set of zeros neither grows nor shrinks where a
+    weight is kept."""
     model = TINY["opt"]()
     sl.prune(model, windows, method=method, sparsity=sparsity, progress=False)
     zero = {name: linear.weight == 0 for name, linear in sl.linears_of(model).items()}
     for seed in range(5):
         result = sl.finetune(model, windows, steps=1, batch=2, rate=1e-2, seed=seed, progress=False)
-        assert all(torch.equal(linear.weight == 0, zero[name]) for name, linear in sl.linears_of(model).items())
+        assert all(
+            torch.equal(linear.weight == 0, zero[name])
+            for name, linear in sl.linears_of(model).items()
+        )
         assert result.sparsity[0] == result.sparsity[1]
 
 

@@ -1,4 +1,5 @@
 """The same on a GPU, where there is one."""
+
 import copy
 
 import pytest
@@ -11,12 +12,26 @@ from sparselab.methods import sparsegpt
 from sparselab.numerics.cholesky import add_gram, mirror
 from sparselab.patterns import lowest
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here"
+)
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "dsnot", "swaps", "admm", "sparsellm",
-                                    sl.Magnitude(scope="global")], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "magnitude",
+        "wanda",
+        "sparsegpt",
+        "dsnot",
+        "swaps",
+        "admm",
+        "sparsellm",
+        sl.Magnitude(scope="global"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 def test_a_gpu_makes_the_same_masks(family, method, sparsity, windows):
     here = TINY[family]()
@@ -35,7 +50,9 @@ def test_half_precision_on_a_gpu(dtype):
     windows = sl.calibration(tokenizer, "demo", samples=8, seqlen=256)
     report = sl.prune(model, windows, method="sparsegpt", sparsity=0.5, progress=False)
     assert next(model.parameters()).is_cuda and report.sparsity == pytest.approx(0.5, abs=1e-4)
-    assert sl.perplexity(model, sl.tokens(tokenizer, "demo")[:4096], seqlen=256, progress=False) < 500
+    assert (
+        sl.perplexity(model, sl.tokens(tokenizer, "demo")[:4096], seqlen=256, progress=False) < 500
+    )
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "sparsellm"])
@@ -44,9 +61,19 @@ def test_streamed_on_a_gpu_gives_the_same_bits(method, offload, tmp_path):
     model, tokenizer = sl.load("opt-mini")
     windows = sl.calibration(tokenizer, "demo", samples=8, seqlen=256)
     sl.prune(model, windows, method=method, sparsity=0.5, progress=False)
-    sl.prune("opt-mini", windows, method=method, sparsity=0.5, offload=offload, out=tmp_path / "out", progress=False)
+    sl.prune(
+        "opt-mini",
+        windows,
+        method=method,
+        sparsity=0.5,
+        offload=offload,
+        out=tmp_path / "out",
+        progress=False,
+    )
     again, _ = sl.load(tmp_path / "out")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_the_kernel_gives_what_the_plain_loop_gives():
@@ -55,7 +82,9 @@ def test_the_kernel_gives_what_the_plain_loop_gives():
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])
 def test_the_kernel_prunes_a_matrix_as_the_plain_loop_does(sparsity, monkeypatch):
-    stats = sl.Statistics.of(correlated(2000, 700).cuda()).finish("x")       # 700: the last block is narrower
+    stats = sl.Statistics.of(correlated(2000, 700).cuda()).finish(
+        "x"
+    )  # 700: the last block is narrower
     weight, results = torch.randn(300, 700, device="cuda"), []
     assert sparsegpt.block_loop(weight.device, 128) is not sparsegpt.prune_block
     for kernel in (True, False):
@@ -64,7 +93,9 @@ def test_the_kernel_prunes_a_matrix_as_the_plain_loop_does(sparsity, monkeypatch
         results.append(sl.SparseGPT().solve(weight, stats, sl.Pattern.parse(sparsity)))
     one, two = results
     assert (one.mask == two.mask).float().mean() > 0.995
-    assert stats.relative_error(weight, one.weight) == pytest.approx(stats.relative_error(weight, two.weight), rel=1e-3)
+    assert stats.relative_error(weight, one.weight) == pytest.approx(
+        stats.relative_error(weight, two.weight), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("specs", [(0.7, 0.7, 0.7), (0.8, 0.5, 0.2), ("2:4", "2:4", "2:4")])
@@ -73,12 +104,16 @@ def test_stacked_matrices_get_the_masks_of_separate_ones(specs, plain, monkeypat
     if plain:
         monkeypatch.setattr(sparsegpt, "_kernel", lambda: None)
     stats = sl.Statistics.of(correlated(2000, 700).cuda()).finish("x")
-    weights = [loud * torch.randn(r, 700, device="cuda") for r, loud in ((300, 1), (100, 100), (100, 1))]
+    weights = [
+        loud * torch.randn(r, 700, device="cuda") for r, loud in ((300, 1), (100, 100), (100, 1))
+    ]
     patterns = [*map(sl.Pattern.parse, specs)]
     together = sl.SparseGPT().solve_together(weights, stats, patterns)
     for weight, pattern, one in zip(weights, patterns, together, strict=True):
         alone = sl.SparseGPT().solve(weight, stats, pattern)
-        assert (one.mask == alone.mask).float().mean() > 0.999 and one.mask.sum() == alone.mask.sum()
+        assert (
+            one.mask == alone.mask
+        ).float().mean() > 0.999 and one.mask.sum() == alone.mask.sum()
         error, expected = (stats.relative_error(weight, each.weight) for each in (one, alone))
         assert error == pytest.approx(expected, rel=1e-3)
 
@@ -88,7 +123,9 @@ def test_the_column_loop_never_waits_for_the_gpu():
     factor, dead = stats.inverse_factor(0.01)[0], stats.dead
     weights = [torch.randn(r, 700, device="cuda") for r in (300, 100)]
     for pattern in (sl.Pattern(0.7), sl.Pattern.parse("2:4")):
-        sparsegpt.prune_columns(weights, factor, dead, [pattern] * 2, 128)   # the kernel is compiled and tried
+        sparsegpt.prune_columns(
+            weights, factor, dead, [pattern] * 2, 128
+        )  # the kernel is compiled and tried
         torch.cuda.set_sync_debug_mode("error")
         try:
             sparsegpt.prune_columns(weights, factor, dead, [pattern] * 2, 128)
@@ -99,7 +136,9 @@ def test_the_column_loop_never_waits_for_the_gpu():
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("distinct", [3, 10**6])
 def test_selection_is_that_of_the_cpu(rows, distinct):
-    scores = torch.randint(0, distinct, (rows, 30_000), generator=torch.Generator().manual_seed(0)).float()
+    scores = torch.randint(
+        0, distinct, (rows, 30_000), generator=torch.Generator().manual_seed(0)
+    ).float()
     for count in (1, 20_000, 30_000):
         assert torch.equal(lowest(scores.cuda(), count).cpu(), lowest(scores, count))
 
@@ -111,15 +150,22 @@ def test_the_batch_size_does_not_matter(family, method):
     for batch in (1, 8):
         model = TINY[family]().cuda()
         sl.prune(model, windows, method=method, sparsity=0.5, batch=batch, progress=False)
-        masks.append(torch.cat([(linear.weight == 0).flatten() for linear in sl.linears_of(model).values()]))
-    assert (masks[0] == masks[1]).float().mean() > 0.99                      # but for sums in another order
+        masks.append(
+            torch.cat([(linear.weight == 0).flatten() for linear in sl.linears_of(model).values()])
+        )
+    assert (masks[0] == masks[1]).float().mean() > 0.99  # but for sums in another order
 
 
-@pytest.mark.parametrize("dtype, largest, tokens", [(torch.float16, 2047, 4), (torch.bfloat16, 255, 256),
-                                                    (torch.float32, 4095, 1)])
+@pytest.mark.parametrize(
+    "dtype, largest, tokens",
+    [(torch.float16, 2047, 4), (torch.bfloat16, 255, 256), (torch.float32, 4095, 1)],
+)
 def test_gram_matrices_are_exact(dtype, largest, tokens):
-    """Whole numbers whose products and sums float32 holds: TF32 cuts none that 16 bits hold; 4,095 needs float32."""
-    x = torch.randint(-largest, largest + 1, (tokens, 300), generator=torch.Generator().manual_seed(0))
+    """Whole numbers whose products and sums float32 holds: TF32 cuts none that 16 bits hold; 4,095
+    needs float32."""
+    x = torch.randint(
+        -largest, largest + 1, (tokens, 300), generator=torch.Generator().manual_seed(0)
+    )
     x[:, 0] = largest
     gram = torch.zeros(300, 300, device="cuda")
     add_gram(gram, x.to("cuda", dtype))

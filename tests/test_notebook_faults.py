@@ -1,8 +1,10 @@
-"""A test of the notebook tests: a lesson with a deliberate fault, in the package or in its text, fails; a sound one passes.
+"""A test of the notebook tests: a lesson with a deliberate fault, in the package or in its text,
+fails; a sound one passes.
 
-The lesson is the first half of notebook 00 with fewer windows. It is executed once as it is; then each fault is put into
-a copy, whose stored outputs stay.
+The lesson is the first half of notebook 00 with fewer windows. It is executed once as it is; then
+each fault is put into a copy, whose stored outputs stay.
 """
+
 import os
 import subprocess
 import sys
@@ -17,19 +19,30 @@ from sparselab.data.corpora import local_file
 from tools import KERNEL_ENVIRONMENT
 from tools.execute_notebooks import run
 
-FEWER = {"samples=64": "samples=8", "64 * SEQLEN": "8 * SEQLEN", "(0.5, 0.7)": "(0.7,)",
-         "Setting(MODEL, seqlen=SEQLEN)": "Setting(MODEL, seqlen=SEQLEN, samples=8, windows=8)"}
+FEWER = {
+    "samples=64": "samples=8",
+    "64 * SEQLEN": "8 * SEQLEN",
+    "(0.5, 0.7)": "(0.7,)",
+    "Setting(MODEL, seqlen=SEQLEN)": "Setting(MODEL, seqlen=SEQLEN, samples=8, windows=8)",
+}
 # Code for the first cell, or a text and what takes its place.
 FAULTS = {
     "sound": "",
-    "Wanda without the square root": "from sparselab.numerics.statistics import Statistics\n"
-                                     "Statistics.norms = property(lambda self: self.square)",
-    "magnitude's masks for Wanda's": "import sparselab\nsparselab.Wanda.solve = lambda self, weight, stats, pattern: "
-                                     "sparselab.Magnitude().solve(weight, stats, pattern)",
-    "perplexities 5 % off": "from sparselab.evaluation import perplexity as evaluate\nlosses = evaluate.window_losses\n"
-                            "evaluate.window_losses = lambda model, ids: losses(model, ids) + 0.0488",
+    "Wanda without the square root": (
+        "from sparselab.numerics.statistics import Statistics\n"
+        "Statistics.norms = property(lambda self: self.square)"
+    ),
+    "magnitude's masks for Wanda's": (
+        "import sparselab\nsparselab.Wanda.solve = lambda self, weight, stats, pattern: "
+        "sparselab.Magnitude().solve(weight, stats, pattern)"
+    ),
+    "perplexities 5 % off": (
+        "from sparselab.evaluation import perplexity as evaluate\nlosses = evaluate.window_losses\n"
+        "evaluate.window_losses = lambda model, ids: losses(model, ids) + 0.0488"
+    ),
     "a label exchanged": ("Wanda {last.wanda:.1f}, SparseGPT", "SparseGPT {last.wanda:.1f}, Wanda"),
-    "a dead kernel": ("last = table", "import os\nos._exit(1)\nlast = table")}
+    "a dead kernel": ("last = table", "import os\nos._exit(1)\nlast = table"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +54,49 @@ def failures(tmp_path_factory) -> dict[str, list[str]]:
     lesson = executed_lesson(folder)
     for number, fault in enumerate(FAULTS.values()):
         nbformat.write(faulty(lesson, fault), folder / f"fault{number}.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--junitxml=results.xml", "--color=no",
-               "-q", "-p", "tools.nbval_plugin", "-p", "no:cacheprovider",
-               f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--nbval-current-env",
+        "--junitxml=results.xml",
+        "--color=no",
+        "-q",
+        "-p",
+        "tools.nbval_plugin",
+        "-p",
+        "no:cacheprovider",
+        f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert (folder / "results.xml").exists(), done.stdout + done.stderr
     cases = [*ElementTree.parse(folder / "results.xml").iter("testcase")]
-    return {name: [case.get("name") for case in cases if f"fault{number}" in case.get("classname") + case.get("name")
-                   and any(node.tag in ("failure", "error") for node in case)] for number, name in enumerate(FAULTS)}
+    return {
+        name: [
+            case.get("name")
+            for case in cases
+            if f"fault{number}" in case.get("classname") + case.get("name")
+            and any(node.tag in ("failure", "error") for node in case)
+        ]
+        for number, name in enumerate(FAULTS)
+    }
 
 
 def executed_lesson(folder: Path) -> nbformat.NotebookNode:
     """The first half of notebook 00, small, and with the outputs that it has here."""
     lesson = nbformat.read(next((ROOT / "notebooks").glob("00_*.ipynb")), as_version=4)
-    end = next(place for place, cell in enumerate(lesson.cells) if "comparison(table, masks, 0.7)" in cell.source)
-    lesson.cells = [cell for cell in lesson.cells[:end + 1] if "claim" not in cell.metadata.get("tags", [])]
+    end = next(
+        place
+        for place, cell in enumerate(lesson.cells)
+        if "comparison(table, masks, 0.7)" in cell.source
+    )
+    lesson.cells = [
+        cell for cell in lesson.cells[: end + 1] if "claim" not in cell.metadata.get("tags", [])
+    ]
     for cell in lesson.cells:
         for old, new in FEWER.items():
             cell.source = cell.source.replace(old, new)
@@ -78,4 +118,6 @@ def faulty(lesson: nbformat.NotebookNode, fault: str | tuple[str, str]) -> nbfor
 
 def test_a_lesson_with_a_fault_fails_and_a_sound_one_passes(failures):
     """One test for all, since processes that divided them would each execute the lesson."""
-    assert {name: bool(found) for name, found in failures.items()} == {name: name != "sound" for name in FAULTS}
+    assert {name: bool(found) for name, found in failures.items()} == {
+        name: name != "sound" for name in FAULTS
+    }

@@ -1,4 +1,6 @@
-"""Every notebook is whole, honest and readable as stored: what nbval does not look at. And each check can fail."""
+"""Every notebook is whole, honest and readable as stored: what nbval does not look at. And each
+check can fail."""
+
 import re
 import symtable
 from collections.abc import Callable, Iterator
@@ -18,14 +20,25 @@ MOST_LINES = 20
 MOST_BYTES = 500_000
 ALT_WORDS = 3
 MEDIAN_LINES = 6
-LESSON = (r"You will be able to", r"You need", r"^## .*Exercises", r"^## .*Summary", r"^## .*Questions", r"^## .*References")
+LESSON = (
+    r"You will be able to",
+    r"You need",
+    r"^## .*Exercises",
+    r"^## .*Summary",
+    r"^## .*Questions",
+    r"^## .*References",
+)
 
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<\])}])/(?:(?:home|root|Users|tmp|mnt|opt|usr|work|content)\b|[\w.-]+/[\w.-]+)"
-                           r"|\b[A-Z]:\\+(?:Users|Windows|Temp)\b")
-SHELL = re.compile(r"^\s*(?:[\w, ]+=\s*)?!(?!=)|^\s*(?:[\w, ]+=\s*)?%%?(?:pip|conda|mamba|uv|sh|bash|sx|system)\b")
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/~<\])}])/(?:(?:home|root|Users|tmp|mnt|opt|usr|work|content)\b|[\w.-]+/[\w.-]+)"
+    r"|\b[A-Z]:\\+(?:Users|Windows|Temp)\b"
+)
+SHELL = re.compile(
+    r"^\s*(?:[\w, ]+=\s*)?!(?!=)|^\s*(?:[\w, ]+=\s*)?%%?(?:pip|conda|mamba|uv|sh|bash|sx|system)\b"
+)
 PICTURE = re.compile(r"!\[(?P<alt>[^\]]*)\][(\[]|<img\b(?P<html>[^>]*)>")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-BARE_REPR = re.compile(r"\[?<.*>,?\]?")             # <Figure size 640x480 with 1 Axes>, [<Line2D at 0x7f3a>]
+BARE_REPR = re.compile(r"\[?<.*>,?\]?")  # <Figure size 640x480 with 1 Axes>, [<Line2D at 0x7f3a>]
 
 Check = Callable[[NotebookNode], Iterator[str]]
 CHECKS: list[Check] = []
@@ -39,7 +52,11 @@ def check(function: Check) -> Check:
 
 def cells(notebook: NotebookNode, kind: str) -> list[tuple[str, NotebookNode]]:
     """The cells of a kind, each with the name that faults give it: its place in the file."""
-    return [(f"cell {place}", cell) for place, cell in enumerate(notebook.cells) if cell.cell_type == kind]
+    return [
+        (f"cell {place}", cell)
+        for place, cell in enumerate(notebook.cells)
+        if cell.cell_type == kind
+    ]
 
 
 def tags(cell: NotebookNode) -> set[str]:
@@ -65,7 +82,9 @@ def executed_in_order(notebook):
 def no_errors(notebook):
     """Only a cell that is meant to fail may show an error."""
     for name, cell in cells(notebook, "code"):
-        if "raises-exception" not in tags(cell) and any(output.output_type == "error" for output in cell.outputs):
+        if "raises-exception" not in tags(cell) and any(
+            output.output_type == "error" for output in cell.outputs
+        ):
             yield f"{name} ended in an error; tag it raises-exception if it should"
 
 
@@ -73,7 +92,10 @@ def no_errors(notebook):
 def no_printed_traceback(notebook):
     """A traceback in the text of an output means that something failed and went on."""
     for name, cell in cells(notebook, "code"):
-        printed = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+        printed = [
+            output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            for output in cell.outputs
+        ]
         if "Traceback (most recent call last)" in "".join(printed):
             yield f"{name} prints a traceback"
 
@@ -88,7 +110,8 @@ def no_semicolon(notebook):
 
 @check
 def known_tags(notebook):
-    """A misspelt tag does nothing, and so would a comment that nbval reads in its place escape the count below."""
+    """A misspelt tag does nothing, and so would a comment that nbval reads in its place escape the
+    count below."""
     for place, cell in enumerate(notebook.cells):
         if unknown := tags(cell) - TAGS:
             yield f"cell {place} has unknown tags: {', '.join(sorted(unknown))}"
@@ -160,11 +183,18 @@ def pictures_described(notebook):
 
 @check
 def figures_described(notebook):
-    """nbval compares no pixels: the line of text beside a figure is what it compares, and what some readers hear."""
+    """nbval compares no pixels: the line of text beside a figure is what it compares, and what some
+    readers hear."""
     for name, cell in cells(notebook, "code"):
-        drawn = any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {}))
-        lines = [line for output in cell.outputs for text in texts(output) for line in text.splitlines()]
-        if drawn and not any(line.strip() and not BARE_REPR.fullmatch(line.strip()) for line in lines):
+        drawn = any(
+            mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})
+        )
+        lines = [
+            line for output in cell.outputs for text in texts(output) for line in text.splitlines()
+        ]
+        if drawn and not any(
+            line.strip() and not BARE_REPR.fullmatch(line.strip()) for line in lines
+        ):
             yield f"{name} draws a figure and says nothing about it"
 
 
@@ -218,7 +248,7 @@ def links_lead_somewhere(notebook):
 
 @check
 def lessons_are_complete(notebook):
-    """A lesson says what it teaches and needs, and ends with a summary, questions and references."""
+    """A lesson says what it teaches and needs; it ends with summary, questions, references."""
     text = "\n".join(cell.source for _, cell in cells(notebook, "markdown"))
     if "course.check(" in "".join(cell.source for _, cell in cells(notebook, "code")):
         for part in LESSON:
@@ -228,21 +258,30 @@ def lessons_are_complete(notebook):
 
 @check
 def sliders_keep_their_names(notebook):
-    """A slider draws again after the last cell has run: by then, nothing that it reads may have another value."""
+    """A slider draws again after the last cell has run: by then, nothing that it reads may have
+    another value."""
     code = cells(notebook, "code")
     if not any("course.explore(" in cell.source for _, cell in code):
         return
-    tables = [symtable.symtable(re.sub(r"(?m)^%.*", "", cell.source), name, "exec") for name, cell in code]
+    tables = [
+        symtable.symtable(re.sub(r"(?m)^%.*", "", cell.source), name, "exec") for name, cell in code
+    ]
     for place, (name, cell) in enumerate(code):
         for function in re.findall(r"course\.explore\((\w+)", cell.source):
-            needed = names_read(function, tables[:place + 1])
-            for (later, _), table in zip(code[place + 1:], tables[place + 1:], strict=True):
-                if again := needed & {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()}:
-                    yield f"{later} gives {', '.join(sorted(again))} another value, which the slider of {name} reads"
+            needed = names_read(function, tables[: place + 1])
+            for (later, _), table in zip(code[place + 1 :], tables[place + 1 :], strict=True):
+                if again := needed & {
+                    symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()
+                }:
+                    yield (
+                        f"{later} gives {', '.join(sorted(again))} another value, which the slider"
+                        f" of {name} reads"
+                    )
 
 
 def names_read(function: str, tables: list[symtable.SymbolTable]) -> set[str]:
-    """The notebook's names that a function reads, by itself and through the functions that it calls."""
+    """The notebook's names that a function reads, by itself and through the functions that it
+    calls."""
     found, todo = set(), [function]
     while todo:
         found.add(name := todo.pop())
@@ -259,7 +298,8 @@ def globals_of(table: symtable.SymbolTable) -> set[str]:
 
 @check
 def runs_in_any_folder(notebook):
-    """Students' editions and copies lie elsewhere: files are found from the package, not from the notebook."""
+    """Students' editions and copies lie elsewhere: files are found from the package, not from the
+    notebook."""
     for name, cell in cells(notebook, "code"):
         if found := re.search(r"""["']\.\.?/[^"']*""", cell.source):
             yield f"{name} reads {found[0][1:]}, which is relative to the notebook's folder"
@@ -274,11 +314,16 @@ def small(notebook):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_as_a_web_page(path):
-    """Rendered to HTML: every picture has its own description, and no formula is left as plain text."""
-    page, _ = HTMLExporter(template_name="classic").from_filename(path)       # keeps alt texts, unlike lab
+    """Rendered to HTML: every picture has its own description, and no formula is left as plain
+    text."""
+    page, _ = HTMLExporter(template_name="classic").from_filename(
+        path
+    )  # keeps alt texts, unlike lab
     assert "No description has been provided" not in page
     assert all(re.search(r'alt="[^"]{10,}', tag) for tag in re.findall(r"<img[^>]*>", page))
-    prose = re.sub(r"\$\$.*?\$\$|\$[^$]{1,300}\$|<(pre|script|style|code)\b.*?</\1>", "", page, flags=re.DOTALL)
+    prose = re.sub(
+        r"\$\$.*?\$\$|\$[^$]{1,300}\$|<(pre|script|style|code)\b.*?</\1>", "", page, flags=re.DOTALL
+    )
     assert not re.findall(r"\\(?:frac|sum|lVert|mathbb|top|hat|bar)\b", prose)
 
 
@@ -296,38 +341,65 @@ def test_notebook(path, check):
 
 # Each check can fail: a sound notebook, and what breaks it.
 
+
 def printed(text: str, name: str = "stdout") -> NotebookNode:
     return v4.new_output("stream", name=name, text=text)
 
 
 def drawn(mime: str = "image/png") -> NotebookNode:
-    return v4.new_output("display_data", data={mime: "iVBORw0KGgo=", "text/plain": "<Figure size 640x480 with 1 Axes>"})
+    return v4.new_output(
+        "display_data",
+        data={mime: "iVBORw0KGgo=", "text/plain": "<Figure size 640x480 with 1 Axes>"},
+    )
 
 
 def error() -> NotebookNode:
-    return v4.new_output("error", ename="ZeroDivisionError", evalue="division by zero",
-                         traceback=["Traceback (most recent call last)", "ZeroDivisionError: division by zero"])
+    return v4.new_output(
+        "error",
+        ename="ZeroDivisionError",
+        evalue="division by zero",
+        traceback=["Traceback (most recent call last)", "ZeroDivisionError: division by zero"],
+    )
 
 
 def sound() -> NotebookNode:
-    """A notebook that no check may complain about, with what a hasty pattern would take for a fault."""
-    notebook = v4.new_notebook(cells=[
-        v4.new_markdown_cell("# Masks\n25 min to read, 40 s to run on a laptop"),
-        v4.new_code_cell("n, m = 2, 4\nassert (n\n        != m)\nf'{n}/data/a'", metadata={"tags": ["hide-input"]}),
-        v4.new_markdown_cell("## Paths\n```sh\n#### no heading\n```\n[paper](https://arxiv.org/abs/2301.00774) and/or "
-                             r"$$a \qquad (1)$$ $$b \tag{2}$$ [see](00_start_here.ipynb) "
-                             "data/models/opt-mini, 1/2/3, ../data/texts\n<details>\n$\\|WX\\|/\\|X\\|$</details>"),
-        v4.new_code_cell("1 / 0", outputs=[error()], metadata={"tags": ["raises-exception"]}),
-        v4.new_markdown_cell('### Figure\n![scores of one row](row.png) <img src="a.png" alt="mask of one layer">'),
-        v4.new_code_cell("figure()", outputs=[drawn(), printed("Wanda keeps 2 of 4\n"), printed("90%", "stderr")]),
-        v4.new_code_cell("# not compared: seconds\n%timeit n % m", metadata={"tags": ["nbval-ignore-output"]}),
-        v4.new_markdown_cell("## Summary")])
+    """A notebook that no check may complain about, with what a hasty pattern would take for a
+    fault."""
+    notebook = v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell("# Masks\n25 min to read, 40 s to run on a laptop"),
+            v4.new_code_cell(
+                "n, m = 2, 4\nassert (n\n        != m)\nf'{n}/data/a'",
+                metadata={"tags": ["hide-input"]},
+            ),
+            v4.new_markdown_cell(
+                "## Paths\n```sh\n#### no heading\n```\n[paper](https://arxiv.org/abs/2301.00774)"
+                " and/or "
+                r"$$a \qquad (1)$$ $$b \tag{2}$$ [see](00_start_here.ipynb) "
+                "data/models/opt-mini, 1/2/3,"
+                " ../data/texts\n<details>\n$\\|WX\\|/\\|X\\|$</details>"
+            ),
+            v4.new_code_cell("1 / 0", outputs=[error()], metadata={"tags": ["raises-exception"]}),
+            v4.new_markdown_cell(
+                '### Figure\n![scores of one row](row.png) <img src="a.png" alt="mask of one'
+                ' layer">'
+            ),
+            v4.new_code_cell(
+                "figure()",
+                outputs=[drawn(), printed("Wanda keeps 2 of 4\n"), printed("90%", "stderr")],
+            ),
+            v4.new_code_cell(
+                "# not compared: seconds\n%timeit n % m", metadata={"tags": ["nbval-ignore-output"]}
+            ),
+            v4.new_markdown_cell("## Summary"),
+        ]
+    )
     for count, (_, cell) in enumerate(cells(notebook, "code"), start=1):
         cell.execution_count = count
     return notebook
 
 
-MARKDOWN, CODE, FAILING, FIGURE, ESCAPED = 2, 1, 3, 5, 6            # places in the sound notebook
+MARKDOWN, CODE, FAILING, FIGURE, ESCAPED = 2, 1, 3, 5, 6  # places in the sound notebook
 
 
 def source(place: int, text: str) -> Callable[[NotebookNode], None]:
@@ -346,11 +418,23 @@ def outputs(place: int, *new: NotebookNode) -> Callable[[NotebookNode], None]:
 
 
 MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
-    (executed_in_order, "not run", lambda notebook: notebook.cells[CODE].update(execution_count=None)),
-    (executed_in_order, "run twice", lambda notebook: notebook.cells[FIGURE].update(execution_count=7)),
+    (
+        executed_in_order,
+        "not run",
+        lambda notebook: notebook.cells[CODE].update(execution_count=None),
+    ),
+    (
+        executed_in_order,
+        "run twice",
+        lambda notebook: notebook.cells[FIGURE].update(execution_count=7),
+    ),
     (executed_in_order, "run from bottom to top", lambda notebook: notebook.cells.reverse()),
     (no_errors, "untagged error", tag(FAILING)),
-    (no_printed_traceback, "on stderr", outputs(CODE, printed("Traceback (most recent call last):\n", "stderr"))),
+    (
+        no_printed_traceback,
+        "on stderr",
+        outputs(CODE, printed("Traceback (most recent call last):\n", "stderr")),
+    ),
     (no_semicolon, "at the end", source(CODE, "plot(x);")),
     (no_semicolon, "before a blank", source(CODE, "for x in y:\n    plot(x); \nshow()")),
     (known_tags, "misspelt", tag(ESCAPED, "nbval-ignore-outputs")),
@@ -361,8 +445,16 @@ MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
     (nearly_all_compared, "no reason", source(ESCAPED, "%timeit n % m")),
     (nearly_all_compared, "empty reason", source(ESCAPED, "# not compared:\n%timeit n % m")),
     (no_widget_state, "stored", lambda notebook: notebook.metadata.update(widgets={})),
-    (no_embedded_pictures, "base64", source(MARKDOWN, "![a mask drawn](data:image/png;base64,iVBORw0KGgo=)")),
-    (no_embedded_pictures, "pasted", lambda notebook: notebook.cells[MARKDOWN].update(attachments={"a.png": {}})),
+    (
+        no_embedded_pictures,
+        "base64",
+        source(MARKDOWN, "![a mask drawn](data:image/png;base64,iVBORw0KGgo=)"),
+    ),
+    (
+        no_embedded_pictures,
+        "pasted",
+        lambda notebook: notebook.cells[MARKDOWN].update(attachments={"a.png": {}}),
+    ),
     (no_absolute_paths, "in code", source(CODE, "load('/work/main')")),
     (no_absolute_paths, "one part", source(CODE, "load('/tmp')")),
     (no_absolute_paths, "in text", source(MARKDOWN, "see [it](/data/models/opt)")),
@@ -376,12 +468,24 @@ MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
     (pictures_described, "by reference", source(MARKDOWN, "![a row][row]")),
     (pictures_described, "html without", source(MARKDOWN, '<img src="row.png">')),
     (pictures_described, "html short", source(MARKDOWN, '<img src="row.png" alt="a row">')),
-    (pictures_described, "the second", source(MARKDOWN, "![a row of scores](row.png) ![](column.png)")),
+    (
+        pictures_described,
+        "the second",
+        source(MARKDOWN, "![a row of scores](row.png) ![](column.png)"),
+    ),
     (figures_described, "only its repr", outputs(FIGURE, drawn())),
     (figures_described, "SVG", outputs(FIGURE, drawn("image/svg+xml"))),
-    (figures_described, "only stderr", outputs(FIGURE, drawn(), printed("Wanda keeps 2 of 4\n", "stderr"))),
+    (
+        figures_described,
+        "only stderr",
+        outputs(FIGURE, drawn(), printed("Wanda keeps 2 of 4\n", "stderr")),
+    ),
     (figures_described, "a blank line", outputs(FIGURE, drawn(), printed("\n"))),
-    (figures_described, "lines' repr", outputs(FIGURE, drawn(), printed("[<matplotlib.lines.Line2D at 0x7f3a5c>]\n"))),
+    (
+        figures_described,
+        "lines' repr",
+        outputs(FIGURE, drawn(), printed("[<matplotlib.lines.Line2D at 0x7f3a5c>]\n")),
+    ),
     (headings_in_steps, "skipped", source(MARKDOWN, "### Paths")),
     (headings_in_steps, "skipped in one cell", source(MARKDOWN, "## Paths\ntext\n#### Far down")),
     (headings_in_steps, "starts low", source(0, "## Masks\n25 min to read, 40 s to run")),
@@ -390,16 +494,39 @@ MUTATIONS: list[tuple[Check, str, Callable[[NotebookNode], object]]] = [
     (opens_with_cost, "two lines", source(0, "# Masks\n25 min to read\n40 s to run")),
     (opens_with_cost, "code first", lambda notebook: notebook.cells.pop(0)),
     (opens_with_cost, "empty", lambda notebook: notebook.cells.clear()),
-    (cells_are_mostly_short, "seven lines", lambda notebook: [
-        cell.update(source="x = 1\n" * 7) for cell in notebook.cells if cell.cell_type == "code"]),
+    (
+        cells_are_mostly_short,
+        "seven lines",
+        lambda notebook: [
+            cell.update(source="x = 1\n" * 7) for cell in notebook.cells if cell.cell_type == "code"
+        ],
+    ),
     (equations_count_up, "a gap", source(MARKDOWN, r"$$x \qquad (1)$$ $$y \qquad (3)$$")),
     (equations_count_up, "twice", source(MARKDOWN, r"$$x \tag{1}$$ $$y \qquad (1)$$")),
     (links_lead_somewhere, "no such file", source(MARKDOWN, "see [02](02_nothing.ipynb)")),
     (lessons_are_complete, "no summary", source(CODE, "f = course.check('01.1', f)")),
-    (sliders_keep_their_names, "through a call", lambda notebook: notebook.cells.extend(map(v4.new_code_cell, [
-        "part = 1\ndef solve(x):\n    return part * x\ndef draw(figure, x):\n    return solve(x)",
-        "course.explore(draw, [])", "part = 2"]))),
-    (runs_in_any_folder, "a relative path", source(CODE, 'rows = pd.read_csv("../bench/opt-mini.csv")')),
+    (
+        sliders_keep_their_names,
+        "through a call",
+        lambda notebook: notebook.cells.extend(
+            map(
+                v4.new_code_cell,
+                [
+                    (
+                        "part = 1\ndef solve(x):\n    return part * x\ndef draw(figure, x):\n   "
+                        " return solve(x)"
+                    ),
+                    "course.explore(draw, [])",
+                    "part = 2",
+                ],
+            )
+        ),
+    ),
+    (
+        runs_in_any_folder,
+        "a relative path",
+        source(CODE, 'rows = pd.read_csv("../bench/opt-mini.csv")'),
+    ),
     (small, "a large figure", outputs(CODE, printed("x" * MOST_BYTES))),
 ]
 
@@ -409,8 +536,13 @@ def test_check_accepts_a_sound_notebook(check):
     assert list(check(sound())) == []
 
 
-@pytest.mark.parametrize("check, mutate", [pytest.param(check, mutate, id=f"{check.__name__}-{what}")
-                                           for check, what, mutate in MUTATIONS])
+@pytest.mark.parametrize(
+    "check, mutate",
+    [
+        pytest.param(check, mutate, id=f"{check.__name__}-{what}")
+        for check, what, mutate in MUTATIONS
+    ],
+)
 def test_check_rejects(check, mutate):
     notebook = sound()
     mutate(notebook)

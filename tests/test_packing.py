@@ -1,4 +1,5 @@
 """Packed storage: the same bits again, in the room that was promised."""
+
 import pytest
 import torch
 from conftest import TINY
@@ -32,13 +33,17 @@ def test_a_model_comes_back_bit_for_bit(family, windows, tmp_path):
     _, tokenizer = sl.load("opt-mini")
     tokenizer.save_pretrained(folder)
     again, _ = sl.load(folder)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     (folder / PACKED).write_bytes((folder / PACKED).read_bytes()[:-64])
     with pytest.raises(sl.SparselabError):
         sl.load(folder)
 
 
-@pytest.mark.parametrize("sparsity, share", [(0.5, 0.5625), ("2:4", 0.5625), (0.7, 0.3625), (0.9, 0.1625)])
+@pytest.mark.parametrize(
+    "sparsity, share", [(0.5, 0.5625), ("2:4", 0.5625), (0.7, 0.3625), (0.9, 0.1625)]
+)
 def test_room_on_disk(sparsity, share):
     """16 bits: the kept share and a sixteenth."""
     weight = torch.randn(256, 256)

@@ -1,4 +1,5 @@
 """Published numbers: each with its source, and compared with ours only under the same protocol."""
+
 import pandas as pd
 import pytest
 
@@ -10,9 +11,20 @@ from sparselab.experiments.sweep import METHODS
 
 def row(**changes):
     """One row of a figure's table, by the protocol of SparseLLM's tables."""
-    return {"model": "facebook/opt-30b", "text": "wikitext2", "method": "sparsegpt", "pattern": "0.8", "perplexity": 17.0,
-            "stderr": 0.2, "dense": 9.6, "seqlen": 2048, "windows": 140, "text_windows": 140,
-            "layers_pruned": "first half", **changes}
+    return {
+        "model": "facebook/opt-30b",
+        "text": "wikitext2",
+        "method": "sparsegpt",
+        "pattern": "0.8",
+        "perplexity": 17.0,
+        "stderr": 0.2,
+        "dense": 9.6,
+        "seqlen": 2048,
+        "windows": 140,
+        "text_windows": 140,
+        "layers_pruned": "first half",
+        **changes,
+    }
 
 
 def test_every_number_has_a_source_and_a_protocol():
@@ -24,15 +36,22 @@ def test_every_number_has_a_source_and_a_protocol():
     assert perplexities.seqlen.isin([2048, 4096]).all() and (perplexities.value > 3).all()
     assert set(table.layers_pruned) == {"all", "first half", "none"}
     assert ((table.method == "dense") == (table.layers_pruned == "none")).all()
-    for pattern, sparsity in perplexities[["pattern", "sparsity"]].drop_duplicates().itertuples(index=False):
+    for pattern, sparsity in (
+        perplexities[["pattern", "sparsity"]].drop_duplicates().itertuples(index=False)
+    ):
         assert sl.Pattern.parse(pattern).sparsity == pytest.approx(sparsity)
 
 
 def test_the_traps_of_the_papers_are_in_the_table():
-    """SparseLLM prunes half the layers; Wanda's LLaMA-2 has windows of 4,096 tokens, on which the dense model is better."""
+    """SparseLLM prunes half the layers; Wanda's LLaMA-2 has windows of 4,096 tokens, on which the
+    dense model is better."""
     assert set(sl.papers("sparsellm").layers_pruned) == {"first half", "none"}
-    dense = sl.papers().query("model == 'meta-llama/Llama-2-7b-hf' and method == 'dense' and dataset == 'wikitext2'")
-    assert set(dense[dense.seqlen == 2048].value) == {5.47} and 5.12 in set(dense[dense.seqlen == 4096].value)
+    dense = sl.papers().query(
+        "model == 'meta-llama/Llama-2-7b-hf' and method == 'dense' and dataset == 'wikitext2'"
+    )
+    assert set(dense[dense.seqlen == 2048].value) == {5.47} and 5.12 in set(
+        dense[dense.seqlen == 4096].value
+    )
 
 
 def test_dense_values_agree_with_the_ones_that_evaluate_knows():
@@ -42,20 +61,36 @@ def test_dense_values_agree_with_the_ones_that_evaluate_knows():
 
 
 def test_gaps_are_signed_and_seeds_are_averaged():
-    ours = pd.DataFrame([row(perplexity=16.0), row(perplexity=17.0), row(method="sparsellm:published", perplexity=15.0)])
+    ours = pd.DataFrame(
+        [
+            row(perplexity=16.0),
+            row(perplexity=17.0),
+            row(method="sparsellm:published", perplexity=15.0),
+        ]
+    )
     table = gaps(ours).set_index("method")
     assert table.loc["sparsegpt", "gap"] == pytest.approx(16.5 - 16.49)
     assert table.loc["sparsellm:published", "gap_percent"] == pytest.approx(100 * (15 / 15.61 - 1))
-    assert table.loc["dense", "value"] == 9.56 and not table.difference.any()             # once, though two papers print it
+    assert (
+        table.loc["dense", "value"] == 9.56 and not table.difference.any()
+    )  # once, though two papers print it
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"layers_pruned": "all"}, "layers pruned: all here, first half there"),
-    ({"seqlen": 4096}, "tokens in a window: 4096 here, 2048 there"), ({"windows": 64}, "the first 64 of 140 windows here"),
-    ({"text_windows": float("nan")}, "without a record of how many"),
-    ({"model": "opt-mini"}, "model: opt-mini here, facebook/opt-30b there")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"layers_pruned": "all"}, "layers pruned: all here, first half there"),
+        ({"seqlen": 4096}, "tokens in a window: 4096 here, 2048 there"),
+        ({"windows": 64}, "the first 64 of 140 windows here"),
+        ({"text_windows": float("nan")}, "without a record of how many"),
+        ({"model": "opt-mini"}, "model: opt-mini here, facebook/opt-30b there"),
+    ],
+)
 def test_other_protocols_are_refused_unless_said(changes, words):
-    ours, theirs = pd.DataFrame([row(**changes)]), sl.papers("sparsellm").query("model == 'facebook/opt-30b'")
+    ours, theirs = (
+        pd.DataFrame([row(**changes)]),
+        sl.papers("sparsellm").query("model == 'facebook/opt-30b'"),
+    )
     with pytest.raises(SparselabError, match=f"cannot be compared: .*{words}"):
         sl.overlay(ours, theirs)
     figure, alt = sl.overlay(ours, theirs, mixed=True)
@@ -78,7 +113,9 @@ def test_the_overlay_draws_ours_filled_and_theirs_hollow():
 
 
 def test_what_cannot_be_compared_gets_a_sentence():
-    with pytest.raises(SparselabError, match="no published perplexity on wikitext2 matches.*opt-mini"):
+    with pytest.raises(
+        SparselabError, match="no published perplexity on wikitext2 matches.*opt-mini"
+    ):
         sl.overlay(pd.DataFrame([row(model="opt-mini")]))
     with pytest.raises(SparselabError, match="hold no perplexity on 'ptb'"):
         sl.overlay(pd.DataFrame([row()]), dataset="ptb")
@@ -87,5 +124,8 @@ def test_what_cannot_be_compared_gets_a_sentence():
 
 
 def test_every_method_has_a_label_and_a_style():
-    assert viz.label_of("sparsellm:published") == "SparseLLM (published)" and viz.label_of("wanda") == "Wanda"
+    assert (
+        viz.label_of("sparsellm:published") == "SparseLLM (published)"
+        and viz.label_of("wanda") == "Wanda"
+    )
     assert len({(viz.label_of(name), viz.style_of(name)) for name in METHODS}) == len(METHODS)

@@ -1,4 +1,6 @@
-"""What a run will cost: memory by term against what tensors really take, time from one block, and advice."""
+"""What a run will cost: memory by term against what tensors really take, time from one block, and
+advice."""
+
 import pytest
 import torch
 from conftest import TINY
@@ -9,8 +11,13 @@ from sparselab.engine.planning import GIB, Shape, memory_terms
 
 
 def llama13b():
-    config = LlamaConfig(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40,
-                         vocab_size=32000)
+    config = LlamaConfig(
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        vocab_size=32000,
+    )
     config.dtype = torch.float16
     return config
 
@@ -21,10 +28,14 @@ def test_shape_of_llama_2_13b():
     assert shape.groups == ((5120, 3 * 5120), (5120, 5120), (5120, 2 * 13824), (13824, 5120))
 
 
-@pytest.mark.parametrize("method, most", [("wanda", 20), ("dsnot", 20), ("sparsegpt", 24), ("sparsellm", 40)])
+@pytest.mark.parametrize(
+    "method, most", [("wanda", 20), ("dsnot", 20), ("sparsegpt", 24), ("sparsellm", 40)]
+)
 def test_llama_2_13b_fits_the_goal(method, most):
     """128 x 2,048 tokens in fp16 on one GPU: at most 40 GB."""
-    terms = memory_terms(Shape.of(llama13b()), sl.METHODS[method](), 128 * 2048, 2048, 2, "cuda", "device")
+    terms = memory_terms(
+        Shape.of(llama13b()), sl.METHODS[method](), 128 * 2048, 2048, 2, "cuda", "device"
+    )
     assert sum(amount for where, amount in terms.values() if where == "device") / GIB < most
 
 
@@ -33,16 +44,20 @@ def test_terms_are_what_tensors_take(family, windows):
     model = TINY[family]()
     shape = Shape.of(model.config)
     block = sum(p.numel() for p in sl.blocks_of(model)[0].parameters())
-    terms = memory_terms(shape, sl.SparseGPT(), windows.numel(), windows.shape[1], 4, "cpu", "device")
+    terms = memory_terms(
+        shape, sl.SparseGPT(), windows.numel(), windows.shape[1], 4, "cpu", "device"
+    )
     assert terms["block"][1] == 4 * block
     assert terms["activations"][1] == 4 * windows.numel() * model.config.hidden_size
     widths = {linear.in_features for linear in sl.linears_of(model, [0]).values()}
-    assert terms["statistics"][1] == 4 * (3 * min(widths)**2 + max(widths)**2)
+    assert terms["statistics"][1] == 4 * (3 * min(widths) ** 2 + max(widths) ** 2)
 
 
 def test_advice_names_the_knob(monkeypatch):
     monkeypatch.setattr("sparselab.engine.planning.free_bytes", lambda _: 8 * GIB)
-    text = str(sl.plan(llama13b(), "sparsegpt", 2048, 2048, "cpu", dtype=torch.float16, measure=False))
+    text = str(
+        sl.plan(llama13b(), "sparsegpt", 2048, 2048, "cpu", dtype=torch.float16, measure=False)
+    )
     assert "does not fit" in text and "fewer samples" in text
     assert "fits" in str(sl.plan("opt-mini", "wanda", 16, 256, "cpu", measure=False))
 
@@ -68,13 +83,22 @@ def test_dry_run_leaves_the_model_as_it_was(family, method, windows):
     report = sl.prune(model, windows, method=method, sparsity=0.5, dry_run=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {row.layer for row in report.rows} == {0} and "dry run of block 0" in report.title()
-    assert report.seconds["total"] == pytest.approx(sum(v for k, v in report.seconds.items() if k != "total"))
+    assert report.seconds["total"] == pytest.approx(
+        sum(v for k, v in report.seconds.items() if k != "total")
+    )
 
 
-@pytest.mark.parametrize("given, words", [
-    ({"model": "opt-minni"}, "unknown model"), ({"device": "gpu"}, "unknown device 'gpu'"),
-    ({"device": "meta"}, "'cpu' or 'cuda'"), ({"samples": -3}, "samples=-3"),
-    ({"seqlen": 0}, "seqlen=0"), ({"offload": "auto"}, "when the run begins")])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"model": "opt-minni"}, "unknown model"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "meta"}, "'cpu' or 'cuda'"),
+        ({"samples": -3}, "samples=-3"),
+        ({"seqlen": 0}, "seqlen=0"),
+        ({"offload": "auto"}, "when the run begins"),
+    ],
+)
 def test_what_cannot_be_planned_is_refused(given, words):
     with pytest.raises(sl.SparselabError, match=words):
         sl.plan(**{"model": "opt-mini", "method": "wanda", "measure": False, **given})
@@ -82,4 +106,7 @@ def test_what_cannot_be_planned_is_refused(given, words):
 
 def test_a_plan_for_a_model_in_memory():
     model = TINY["opt"]()
-    assert sl.plan(model, "wanda", 4, 32, measure=False).bytes == sl.plan(model.config, "wanda", 4, 32, measure=False).bytes
+    assert (
+        sl.plan(model, "wanda", 4, 32, measure=False).bytes
+        == sl.plan(model.config, "wanda", 4, 32, measure=False).bytes
+    )

@@ -1,4 +1,5 @@
 """Several processes find the masks that one finds."""
+
 import os
 import subprocess
 import sys
@@ -12,22 +13,54 @@ from sparselab.runtime import distributed
 
 
 def run(processes, out, *options):
-    call = ["prune", "--model", "opt-mini", "--sparsity", "0.5", "--samples", "6", "--seqlen", "64", "--windows", "4",
-            "--layers", "0:2", "--out", str(out), *options]
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    call = [
+        "prune",
+        "--model",
+        "opt-mini",
+        "--sparsity",
+        "0.5",
+        "--samples",
+        "6",
+        "--seqlen",
+        "64",
+        "--windows",
+        "4",
+        "--layers",
+        "0:2",
+        "--out",
+        str(out),
+        *options,
+    ]
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *start, "-m", "sparselab", *call], check=True, env=environment, timeout=300,
-                   stdout=subprocess.DEVNULL)
-    return {key: value for file in out.glob("*.safetensors") for key, value in load_file(file).items()}
+    subprocess.run(
+        [sys.executable, *start, "-m", "sparselab", *call],
+        check=True,
+        env=environment,
+        timeout=300,
+        stdout=subprocess.DEVNULL,
+    )
+    return {
+        key: value for file in out.glob("*.safetensors") for key, value in load_file(file).items()
+    }
 
 
-@pytest.mark.parametrize("method, stream, agree", [("sparsegpt", False, 0.999), ("sparsellm", True, 0.95)])
+@pytest.mark.parametrize(
+    "method, stream, agree", [("sparsegpt", False, 0.999), ("sparsellm", True, 0.95)]
+)
 def test_two_processes_find_the_same_masks(tmp_path, method, stream, agree):
-    """But for sums in another order, which ADMM's many steps carry further where tokens are few: 384 here, for up to 1,024
-    inputs, leave 98 % of fc2's mask in the first block and 96 % of out_proj's in the next."""
+    """But for sums in another order, which ADMM's many steps carry further where tokens are few:
+    384 here, for up to 1,024 inputs, leave 98 % of fc2's mask in the first block and 96 % of
+    out_proj's in the next."""
     options = ["--method", method, *(["--stream"] if stream else [])]
     one, two = (run(processes, tmp_path / str(processes), *options) for processes in (1, 2))
-    pruned = [key for key, value in one.items() if (value == 0).float().mean() > 0.4 and value.ndim == 2]
+    pruned = [
+        key for key, value in one.items() if (value == 0).float().mean() > 0.4 and value.ndim == 2
+    ]
     assert len(pruned) == 12 and {*one} == {*two}
     for key in pruned:
         assert ((one[key] == 0) == (two[key] == 0)).float().mean() > agree, key
@@ -36,11 +69,18 @@ def test_two_processes_find_the_same_masks(tmp_path, method, stream, agree):
 def test_without_torchrun_nothing_happens():
     x = torch.ones(3)
     distributed.all_reduce(x, None)
-    assert distributed.size() == 1 and distributed.rank() == 0 and distributed.all_reduce_scalar(5) == 5 and x.sum() == 3
+    assert (
+        distributed.size() == 1
+        and distributed.rank() == 0
+        and distributed.all_reduce_scalar(5) == 5
+        and x.sum() == 3
+    )
     work, taken = {"a": lambda: 1, "b": lambda: 2}, {}
     distributed.run_divided(work, taken.__setitem__)
     assert taken == {"a": 1, "b": 2} and not work
-    assert torch.equal(distributed.shard_windows(torch.arange(6).view(3, 2)), torch.arange(6).view(3, 2))
+    assert torch.equal(
+        distributed.shard_windows(torch.arange(6).view(3, 2)), torch.arange(6).view(3, 2)
+    )
 
 
 def test_too_few_windows(monkeypatch):

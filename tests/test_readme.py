@@ -1,4 +1,5 @@
 """The README's claims: its links lead somewhere, and its Python runs."""
+
 import re
 
 import pytest
@@ -16,7 +17,16 @@ def test_links_lead_somewhere(target):
 
 def test_the_table_is_the_demos():
     table = README.split(BEGIN.format("readme"))[1].split(END)[0]
-    for words in ("dense", "magnitude", "Wanda", "SparseGPT", "opt-mini", "smollm2-135m", "50.0%", "70.0%"):
+    for words in (
+        "dense",
+        "magnitude",
+        "Wanda",
+        "SparseGPT",
+        "opt-mini",
+        "smollm2-135m",
+        "50.0%",
+        "70.0%",
+    ):
         assert words in table
 
 

@@ -1,4 +1,5 @@
 """Reports round-trip, and saving leaves nothing half-written."""
+
 import errno
 import json
 from collections import namedtuple
@@ -17,20 +18,45 @@ from sparselab.models import saving as module
 def pruned(windows):
     """A tiny pruned OPT and its report."""
     model = tiny_opt()
-    return model, sl.prune(model, windows, method=sl.SparseGPT(damp=0.1), sparsity="3:4", progress=False)
+    return model, sl.prune(
+        model, windows, method=sl.SparseGPT(damp=0.1), sparsity="3:4", progress=False
+    )
 
 
 def test_the_report_says_everything(pruned):
     _, report = pruned
     text = str(report)
-    for words in ("3:4 = 75 % zeros", "sparsegpt(block=128, damp=0.1)", "6 x 32 tokens", "12 matrices in 2 of 2 blocks",
-                  "75.00% zeros", "float32, cpu", "error before", "error after", "damp", "tries", "seconds", "peak",
-                  "0.self_attn.q_proj", "1.fc2", "peak memory", "dense perplexity on 1 calibration windows"):
+    for words in (
+        "3:4 = 75 % zeros",
+        "sparsegpt(block=128, damp=0.1)",
+        "6 x 32 tokens",
+        "12 matrices in 2 of 2 blocks",
+        "75.00% zeros",
+        "float32, cpu",
+        "error before",
+        "error after",
+        "damp",
+        "tries",
+        "seconds",
+        "peak",
+        "0.self_attn.q_proj",
+        "1.fc2",
+        "peak memory",
+        "dense perplexity on 1 calibration windows",
+    ):
         assert words in text, words
     assert "<table" in report._repr_html_() and report._repr_html_().count("<tr") == 13
     assert {row.damp for row in report.rows} == {0.1} and {row.tries for row in report.rows} == {1}
     assert all(0 < row.error_after < row.error_before < 1 for row in report.rows)
-    assert set(report.seconds) == {"check", "capture", "collect", "solve", "error", "replay", "total"}
+    assert set(report.seconds) == {
+        "check",
+        "capture",
+        "collect",
+        "solve",
+        "error",
+        "replay",
+        "total",
+    }
     assert len(report.frame()) == 12 and report.frame().sparsity.eq(0.75).all()
 
 
@@ -38,7 +64,9 @@ def test_json_round_trip(pruned, tmp_path):
     _, report = pruned
     report.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json") == report
-    assert json.loads((tmp_path / "report.json").read_text())["settings"]["versions"]["torch"] == str(torch.__version__)
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["versions"][
+        "torch"
+    ] == str(torch.__version__)
 
 
 def test_saved_models_load_again_in_transformers_and_here(pruned, tmp_path, windows):
@@ -68,7 +96,12 @@ def test_what_belongs_to_a_model_is_saved_along(tmp_path, packed):
     folder = sl.save(model, Report({}), tmp_path / "out", packed=packed)
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 7, 9]
     assert sl.load(folder)[0].generation_config.eos_token_id == [2, 7, 9]
-    assert AutoTokenizer.from_pretrained(folder).model_max_length == 256 < tokenizer.model_max_length == lifted
+    assert (
+        AutoTokenizer.from_pretrained(folder).model_max_length
+        == 256
+        < tokenizer.model_max_length
+        == lifted
+    )
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -90,7 +123,10 @@ def test_an_existing_folder_is_not_overwritten_unasked(pruned, tmp_path):
         sl.save(model, report, tmp_path / "out")
     assert (tmp_path / "out" / "precious").read_text() == "mine"
     sl.save(model, report, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "precious").exists() and (tmp_path / "out" / "model.safetensors").exists()
+    assert (
+        not (tmp_path / "out" / "precious").exists()
+        and (tmp_path / "out" / "model.safetensors").exists()
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -102,8 +138,13 @@ def test_too_little_disk_is_said_before_anything_is_written(pruned, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
-                                   RuntimeError("I/O error: No space left on device (os error 28)")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_disk_that_fills_up_leaves_nothing(pruned, tmp_path, monkeypatch, error):
     model, report = pruned
 
@@ -123,4 +164,6 @@ def test_a_failed_overwrite_keeps_the_old_folder(pruned, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "save_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sl.save(model, report, tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "model.safetensors").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "model.safetensors").exists() and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["out"]

@@ -1,4 +1,6 @@
-"""Models in files: pruned a block at a time, with the same bits as in memory; killed runs go on; broken files are named."""
+"""Models in files: pruned a block at a time, with the same bits as in memory; killed runs go on;
+broken files are named."""
+
 import json
 import shutil
 import subprocess
@@ -56,18 +58,33 @@ def same(a, b):
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "dsnot", "sparsellm"])
 def test_same_bits_as_in_memory(folder, windows, tmp_path, method):
     expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
-    report = sl.prune(folder, windows, method=method, sparsity=0.5, out=tmp_path / "out", progress=False)
+    report = sl.prune(
+        folder, windows, method=method, sparsity=0.5, out=tmp_path / "out", progress=False
+    )
     same(weights(tmp_path / "out"), expected)
     assert [row.name for row in report.rows] == [row.name for row in whole.rows]
     model, _ = sl.load(tmp_path / "out")
     same(dict(model.state_dict()), expected)
-    assert not list(tmp_path.glob("*.part")) and (tmp_path / "out" / "sparselab-report.json").exists()
+    assert (
+        not list(tmp_path.glob("*.part")) and (tmp_path / "out" / "sparselab-report.json").exists()
+    )
 
 
-@pytest.mark.parametrize("options", [{"layers": [1, 2]}, {"modules": ["q_proj"]}, {"targets": "dense-model", "refit": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"layers": [1, 2]}, {"modules": ["q_proj"]}, {"targets": "dense-model", "refit": True}],
+)
 def test_options_hold_for_streamed_models(folder, windows, tmp_path, options):
     expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity="2:4", **options)
-    sl.prune(folder, windows, method="sparsegpt", sparsity="2:4", out=tmp_path / "out", progress=False, **options)
+    sl.prune(
+        folder,
+        windows,
+        method="sparsegpt",
+        sparsity="2:4",
+        out=tmp_path / "out",
+        progress=False,
+        **options,
+    )
     same(weights(tmp_path / "out"), expected)
 
 
@@ -78,12 +95,21 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     tiny_tokenizer().save_pretrained(tmp_path / "half")
     source = streaming.StreamedBlocks(tmp_path / "half", None, torch.float32, torch.device("cpu"))
     block, ahead = source.load(0), source.ahead[1].result()
-    assert {p.dtype for p in block.parameters()} == {torch.float32} and {p.dtype for p in ahead.values()} == {torch.float16}
+    assert {p.dtype for p in block.parameters()} == {torch.float32} and {
+        p.dtype for p in ahead.values()
+    } == {torch.float16}
     source.shutdown()
     whole, _ = sl.load(tmp_path / "half", dtype=torch.float32)
     sl.prune(whole, windows, method="sparsegpt", sparsity=0.5, progress=False)
-    sl.prune(tmp_path / "half", windows, method="sparsegpt", sparsity=0.5, out=tmp_path / "out", dtype=torch.float32,
-             progress=False)
+    sl.prune(
+        tmp_path / "half",
+        windows,
+        method="sparsegpt",
+        sparsity=0.5,
+        out=tmp_path / "out",
+        dtype=torch.float32,
+        progress=False,
+    )
     same(weights(tmp_path / "out"), dict(whole.state_dict()))
 
 
@@ -92,9 +118,19 @@ def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows)
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     source = streaming.StreamedBlocks(tmp_path / "model", None, None, torch.device("cpu"))
-    assert source.model.lm_head.weight.is_meta and not source.model.get_input_embeddings().weight.is_meta
+    assert (
+        source.model.lm_head.weight.is_meta
+        and not source.model.get_input_embeddings().weight.is_meta
+    )
     source.shutdown()
-    sl.prune(tmp_path / "model", windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+    sl.prune(
+        tmp_path / "model",
+        windows,
+        method="wanda",
+        sparsity=0.5,
+        out=tmp_path / "out",
+        progress=False,
+    )
     assert torch.equal(weights(tmp_path / "out")["lm_head.weight"], model.lm_head.weight)
 
 
@@ -104,7 +140,13 @@ class Killed(BaseException):
 
 def break_off(monkeypatch, place, folder, windows, **call):
     """A run that dies before its manifest names so many blocks; the settings that make it go on."""
-    call = {"method": "wanda", "sparsity": 0.5, "out": folder.with_name("out"), "progress": False, **call}
+    call = {
+        "method": "wanda",
+        "sparsity": 0.5,
+        "out": folder.with_name("out"),
+        "progress": False,
+        **call,
+    }
     write = streaming.write_json
 
     def dies(file, content):
@@ -120,9 +162,13 @@ def break_off(monkeypatch, place, folder, windows, **call):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsellm"])
 @pytest.mark.parametrize("place", [0, 2, 4])
-def test_a_broken_run_goes_on_with_the_same_bits(folder, windows, tmp_path, monkeypatch, method, place):
+def test_a_broken_run_goes_on_with_the_same_bits(
+    folder, windows, tmp_path, monkeypatch, method, place
+):
     expected, whole = in_memory(folder, windows, method=method, sparsity=0.5)
-    report = sl.prune(folder, windows, **break_off(monkeypatch, place, folder, windows, method=method))
+    report = sl.prune(
+        folder, windows, **break_off(monkeypatch, place, folder, windows, method=method)
+    )
     same(weights(tmp_path / "out"), expected)
     assert [row.name for row in report.rows] == [row.name for row in whole.rows]
     assert len(report.epochs) == len(whole.epochs)
@@ -133,7 +179,9 @@ def test_an_allocation_is_streamed_resumed_and_not_mixed_up(folder, windows, tmp
     shares = {block: 0.4 + 0.1 * (block % 3) for block in range(blocks)}
     expected, whole = in_memory(folder, windows, method="wanda", sparsity=shares)
     call = break_off(monkeypatch, 2, folder, windows, sparsity=shares)
-    with pytest.raises(sl.SparselabError, match="shares"):                   # the same mean and extremes, other blocks
+    with pytest.raises(
+        sl.SparselabError, match="shares"
+    ):  # the same mean and extremes, other blocks
         sl.prune(folder, windows, **{**call, "sparsity": {**shares, 0: shares[1], 1: shares[0]}})
     report = sl.prune(folder, windows, **call)
     same(weights(tmp_path / "out"), expected)
@@ -157,7 +205,9 @@ def test_killed_by_the_system(tmp_path, windows):
     expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
     kills = 0
     for wait in (0.0, 0.15, 0.3):
-        process = subprocess.Popen([sys.executable, "-c", RUN, folder, tmp_path / "out"], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, folder, tmp_path / "out"], stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and not list(tmp_path.glob("out.part/*-manifest.json")):
             time.sleep(0.01)
         time.sleep(wait)
@@ -173,20 +223,43 @@ def test_killed_by_the_system(tmp_path, windows):
 def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
     def stop(*_):
         raise Killed
+
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(streaming.StreamedBlocks, "close", stop)
-        sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
-    for change in ({"sparsity": 0.6}, {"sparsity": 0.50001}, {"method": "magnitude"}, {"layers": [0]}):
+        sl.prune(
+            folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False
+        )
+    for change in (
+        {"sparsity": 0.6},
+        {"sparsity": 0.50001},
+        {"method": "magnitude"},
+        {"layers": [0]},
+    ):
         with pytest.raises(sl.SparselabError, match="interrupted run with"):
-            sl.prune(folder, windows, **{"method": "wanda", "sparsity": 0.5, **change}, out=tmp_path / "out", progress=False)
+            sl.prune(
+                folder,
+                windows,
+                **{"method": "wanda", "sparsity": 0.5, **change},
+                out=tmp_path / "out",
+                progress=False,
+            )
     with pytest.raises(sl.SparselabError, match="calibration"):
-        sl.prune(folder, windows.flip(0), method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
+        sl.prune(
+            folder,
+            windows.flip(0),
+            method="wanda",
+            sparsity=0.5,
+            out=tmp_path / "out",
+            progress=False,
+        )
 
 
 def test_a_broken_run_goes_on_with_the_same_bits_in_other_memory(folder, windows, monkeypatch):
     expected, _ = in_memory(folder, windows, method="sparsegpt", sparsity=0.5)
     call = break_off(monkeypatch, 2, folder, windows, method="sparsegpt")
-    monkeypatch.setattr("sparselab.runtime.memory.free_bytes", lambda _: 0)  # a window at a time, if it were a new run
+    monkeypatch.setattr(
+        "sparselab.runtime.memory.free_bytes", lambda _: 0
+    )  # a window at a time, if it were a new run
     sl.prune(folder, windows, **call)
     same(weights(folder.with_name("out")), expected)
 
@@ -196,7 +269,7 @@ def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, 
     call = {"method": "wanda", "sparsity": 0.5, "out": tmp_path / "out", "progress": False}
     complete = streaming.StreamedBlocks._complete
 
-    def another(self, report):                                               # while the run goes on
+    def another(self, report):  # while the run goes on
         call["out"].mkdir()
         (call["out"] / "log").write_text("")
         complete(self, report)
@@ -204,16 +277,22 @@ def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, 
     def killed(*_):
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises((Killed, sl.SparselabError), match="appeared|^$"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises((Killed, sl.SparselabError), match="appeared|^$"),
+    ):
         if event == "killed":
             patch.setattr(streaming.Path, "rename", killed)
         else:
             patch.setattr(streaming.StreamedBlocks, "_complete", another)
         sl.prune(folder, windows, **call)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    monkeypatch.setattr(sl.Wanda, "prune_matrices", killed)                  # nothing is pruned anew
+    monkeypatch.setattr(sl.Wanda, "prune_matrices", killed)  # nothing is pruned anew
     sl.prune(folder, windows, **call)
-    assert not (tmp_path / "out.part").exists() and not (tmp_path / "out" / streaming.MANIFEST).exists()
+    assert (
+        not (tmp_path / "out.part").exists()
+        and not (tmp_path / "out" / streaming.MANIFEST).exists()
+    )
     assert len(sl.blocks_of(sl.load(tmp_path / "out")[0])) == 4
 
 
@@ -223,32 +302,55 @@ def test_a_folder_of_others_is_left_alone(folder, windows, tmp_path):
     (part / "thesis.txt").write_text("precious")
     refused(folder, windows, tmp_path, "holds thesis.txt")
     assert (part / "thesis.txt").read_text() == "precious"
-    (part / "thesis.txt").rename(part / "model-00001-of-00005.safetensors")  # a run killed before its first manifest
+    (part / "thesis.txt").rename(
+        part / "model-00001-of-00005.safetensors"
+    )  # a run killed before its first manifest
     sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])
-def test_another_model_under_the_same_name_is_refused(folder, windows, tmp_path, monkeypatch, changed):
+def test_another_model_under_the_same_name_is_refused(
+    folder, windows, tmp_path, monkeypatch, changed
+):
     call = break_off(monkeypatch, 2, folder, windows)
     if changed == "config.json":
         content = json.loads((folder / changed).read_text())
         (folder / changed).write_text(json.dumps({**content, "bos_token_id": 5}))
     else:
         file = sorted(folder.glob("*.safetensors"))[-1]
-        save_file({key: 1.5 * value for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+        save_file(
+            {key: 1.5 * value for key, value in load_file(file).items()},
+            file,
+            metadata={"format": "pt"},
+        )
     refused(folder, windows, tmp_path, "interrupted run with weights", **call)
 
 
 def test_another_path_to_the_same_model_goes_on(folder, windows, tmp_path, monkeypatch):
     call = break_off(monkeypatch, 2, folder, windows)
     monkeypatch.chdir(tmp_path)
-    assert len(sl.prune("model/", windows, **call).rows) == 4 * len(sl.linears_of(sl.load(folder)[0], [0]))
+    assert len(sl.prune("model/", windows, **call).rows) == 4 * len(
+        sl.linears_of(sl.load(folder)[0], [0])
+    )
 
 
 def test_the_exact_sparsity_is_compared(windows):
-    settings = {"model": "m", "method": "wanda", "pattern": "0.5", "layers": [0], "dtype": "float32", "device": "cpu",
-                "versions": {}, "modules": [], "samples": 6, "seqlen": 16}
-    prints = [streaming.fingerprint({**settings, "sparsity": sparsity}, windows) for sparsity in (0.50001, 0.50004)]
+    settings = {
+        "model": "m",
+        "method": "wanda",
+        "pattern": "0.5",
+        "layers": [0],
+        "dtype": "float32",
+        "device": "cpu",
+        "versions": {},
+        "modules": [],
+        "samples": 6,
+        "seqlen": 16,
+    }
+    prints = [
+        streaming.fingerprint({**settings, "sparsity": sparsity}, windows)
+        for sparsity in (0.50001, 0.50004)
+    ]
     assert prints[0] != prints[1]
 
 
@@ -261,7 +363,9 @@ def test_a_broken_manifest_is_named(folder, windows, tmp_path, monkeypatch, cont
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("damage", ["missing", "cut", "another"])
-def test_a_broken_shard_of_the_result_is_found_when_going_on(folder, windows, tmp_path, monkeypatch, number, damage):
+def test_a_broken_shard_of_the_result_is_found_when_going_on(
+    folder, windows, tmp_path, monkeypatch, number, damage
+):
     call = break_off(monkeypatch, 2, folder, windows)
     file = tmp_path / "out.part" / f"model-{number:05d}-of-00005.safetensors"
     if damage == "another":
@@ -280,13 +384,28 @@ def test_what_belongs_to_a_model_is_written_along(windows, tmp_path):
     model.generation_config.eos_token_id, words.model_max_length = [2, 7, 9], 64
     model.save_pretrained(tmp_path / "model")
     words.save_pretrained(tmp_path / "model")
-    sl.prune(tmp_path / "model", windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [2, 7, 9]
+    sl.prune(
+        tmp_path / "model",
+        windows,
+        method="wanda",
+        sparsity=0.5,
+        out=tmp_path / "out",
+        progress=False,
+    )
+    assert AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out"
+    ).generation_config.eos_token_id == [2, 7, 9]
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 64
 
 
 def refused(folder, windows, tmp_path, words, **options):
-    call = {"method": "wanda", "sparsity": 0.5, "out": tmp_path / "out", "progress": False, **options}
+    call = {
+        "method": "wanda",
+        "sparsity": 0.5,
+        "out": tmp_path / "out",
+        "progress": False,
+        **options,
+    }
     with pytest.raises(sl.SparselabError, match=words):
         sl.prune(folder, windows, **call)
 
@@ -333,7 +452,10 @@ def test_missing_tensor(folder, windows, tmp_path):
     key = next(key for key in content if "q_proj.weight" in key)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    save_file({name: value for name, value in content.items() if name != key}, folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in content.items() if name != key},
+        folder / "model.safetensors",
+    )
     refused(folder, windows, tmp_path, "hold no tensor")
 
 
@@ -374,6 +496,7 @@ def test_in_memory_options(folder, windows, tmp_path):
 def test_full_disk(folder, windows, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as patch:
         patch.setattr(streaming, "save_file", full)
         refused(folder, windows, tmp_path, "is full")
@@ -390,11 +513,18 @@ def test_prefix_left_out(tmp_path, windows):
     model = tiny_opt()
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    content = {key.removeprefix("model."): value for key, value in load_file(folder / "model.safetensors").items()}
+    content = {
+        key.removeprefix("model."): value
+        for key, value in load_file(folder / "model.safetensors").items()
+    }
     save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
     expected = dict(tiny_opt().state_dict())
     opened = Checkpoint(folder)
-    names = {key: value for key, value in opened.skeleton(None).state_dict().items() if key.endswith("fc1.weight")}
+    names = {
+        key: value
+        for key, value in opened.skeleton(None).state_dict().items()
+        if key.endswith("fc1.weight")
+    }
     read = opened.read(names)
     assert len(read) == 2 and all(torch.equal(value, expected[key]) for key, value in read.items())
 
@@ -405,11 +535,24 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
     results = []
     for offload in ("device", place):
         model = tiny_llama()
-        if offload == "cpu":                                                 # as if the device were another
+        if offload == "cpu":  # as if the device were another
             monkeypatch.setattr(ActivationStore, "_room", lambda self, like: torch.empty_like(like))
-            monkeypatch.setattr(ActivationStore, "keep", lambda self, new, old=None: (
-                self._room(new) if old is None or old is new else old).copy_(new))
-        sl.prune(model, windows, method="sparsegpt", sparsity=0.5, targets=targets, offload=offload, progress=False)
+            monkeypatch.setattr(
+                ActivationStore,
+                "keep",
+                lambda self, new, old=None: (
+                    self._room(new) if old is None or old is new else old
+                ).copy_(new),
+            )
+        sl.prune(
+            model,
+            windows,
+            method="sparsegpt",
+            sparsity=0.5,
+            targets=targets,
+            offload=offload,
+            progress=False,
+        )
         results.append(model.state_dict())
     same_all = all(torch.equal(results[0][key], results[1][key]) for key in results[0])
     assert same_all
@@ -430,6 +573,8 @@ def test_header(folder):
 
 def test_other_batches_have_other_bits_and_are_refused(folder, windows, monkeypatch):
     call = break_off(monkeypatch, 1, folder, windows, method="wanda")
-    with pytest.raises(sl.SparselabError, match="interrupted run with batch = None, and this one has 1"):
+    with pytest.raises(
+        sl.SparselabError, match="interrupted run with batch = None, and this one has 1"
+    ):
         sl.prune(folder, windows, batch=1, **call)
     sl.prune(folder, windows, **call)

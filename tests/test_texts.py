@@ -1,4 +1,5 @@
 """Texts by the papers' protocol, and sentences for what is missing or too short."""
+
 import json
 import random
 
@@ -26,8 +27,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "ptb-test.txt").write_text(" the cat sat \n on the mat \n")
     (tmp_path / "ptb-valid.txt").write_text("a dog ran\n" * 40)
     lengths = (5, 80, 3, 200, 60)
-    (tmp_path / "c4-demo.jsonl").write_text("".join(json.dumps({"text": f"word{i} " * n}) + "\n"
-                                                    for i, n in enumerate(lengths)))
+    (tmp_path / "c4-demo.jsonl").write_text(
+        "".join(json.dumps({"text": f"word{i} " * n}) + "\n" for i, n in enumerate(lengths))
+    )
     monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
     return tmp_path
 
@@ -46,7 +48,9 @@ def test_c4_is_cut_to_the_papers_length(tokenizer, folder):
 
 def test_calibration_windows_are_the_papers_draws(tokenizer, folder):
     """The published draw, spelled out with the random module."""
-    rows = [json.loads(line)["text"] for line in (folder / "c4-demo.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["text"] for line in (folder / "c4-demo.jsonl").read_text().splitlines()
+    ]
     random.seed(3)
     expected = []
     for _ in range(5):
@@ -55,7 +59,7 @@ def test_calibration_windows_are_the_papers_draws(tokenizer, folder):
             if len(ids) > 64:
                 break
         start = random.randint(0, len(ids) - 64 - 1)
-        expected.append(ids[start:start + 64])
+        expected.append(ids[start : start + 64])
     assert sl.calibration(tokenizer, "c4", samples=5, seqlen=64, seed=3).tolist() == expected
 
 
@@ -97,11 +101,18 @@ def test_strange_line_separators_do_not_break_documents(tokenizer, folder):
     assert corpora.rows_of("c4", "calibration") == rows
 
 
-@pytest.mark.parametrize("name, content, words", [
-    ("c4-train.jsonl", b'{"text": "a"}\n{"tex', "line 2, is not a JSON"), ("c4-train.jsonl", b'{"a": 1}', "line 1, is not"),
-    ("c4-train.jsonl", b'["\xe9"]', "UTF-8"), ("c4-train.jsonl", b"", "too short"),
-    ("wikitext2-raw-train.txt", b"\xe9", "UTF-8"),
-    ("a.txt", b"caf\xe9", "UTF-8"), ("a.txt.xz", b"not xz", "could not be read")])
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("c4-train.jsonl", b'{"text": "a"}\n{"tex', "line 2, is not a JSON"),
+        ("c4-train.jsonl", b'{"a": 1}', "line 1, is not"),
+        ("c4-train.jsonl", b'["\xe9"]', "UTF-8"),
+        ("c4-train.jsonl", b"", "too short"),
+        ("wikitext2-raw-train.txt", b"\xe9", "UTF-8"),
+        ("a.txt", b"caf\xe9", "UTF-8"),
+        ("a.txt.xz", b"not xz", "could not be read"),
+    ],
+)
 def test_a_broken_file_is_a_sentence(tokenizer, folder, name, content, words):
     (folder / name).write_bytes(content)
     corpus = {"c4": "c4", "wi": "wikitext2"}.get(name[:2], folder / name)
@@ -138,13 +149,15 @@ def test_the_hub_is_asked_in_forms_that_datasets_5_loads(tokenizer, monkeypatch,
     assert asked[0][1] == {"name": "wikitext-2-raw-v1", "split": "test"}
     assert asked[2][1]["data_files"] == {"rows": "en/c4-validation.00000-of-00008.json.gz"}
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: 1 / 0)
-    with pytest.raises(SparselabError, match=r"could not be read from the Hub \(ZeroDivisionError\)"):
+    with pytest.raises(
+        SparselabError, match=r"could not be read from the Hub \(ZeroDivisionError\)"
+    ):
         sl.tokens(tokenizer, "ptb")
 
 
 def test_the_demo_texts_are_the_expected_ones(tokenizer):
     demo = files.cache("demo")
-    assert demo_corpus.fetch_demo() == demo                             # checks sha256; downloads only what is not there
+    assert demo_corpus.fetch_demo() == demo  # checks sha256; downloads only what is not there
     assert len(corpora._read(demo / "c4_demo.jsonl")) == 300
     assert len(corpora._read(demo / "wiki_demo.txt")) == 30
     assert len(sl.tokens(tokenizer, "demo")) > 100_000
@@ -152,19 +165,29 @@ def test_the_demo_texts_are_the_expected_ones(tokenizer):
 
 def test_a_changed_download_is_refused(tmp_path):
     with pytest.raises(SparselabError, match="sha256 differs"):
-        demo_corpus._store(b"something else", tmp_path / "wiki_demo.txt", demo_corpus.DEMO_FILES["wiki_demo.txt"])
+        demo_corpus._store(
+            b"something else", tmp_path / "wiki_demo.txt", demo_corpus.DEMO_FILES["wiki_demo.txt"]
+        )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.needs_data
 def test_the_papers_token_and_window_counts(shared_data, monkeypatch):
-    """OPT's tokenizer puts </s> before the text: 287,645 tokens of WikiText-2, the number that the papers' perplexities
-    rest on; the remainder of the last window is dropped."""
+    """OPT's tokenizer puts </s> before the text: 287,645 tokens of WikiText-2, the number that the
+    papers' perplexities rest on; the remainder of the last window is dropped."""
     monkeypatch.setenv("SPARSELAB_DATA", str(shared_data))
-    opt = GPT2TokenizerFast(vocab=str(shared_data / "opt-vocab.json"), merges=str(shared_data / "opt-merges.txt"),
-                            bos_token="</s>", eos_token="</s>", add_bos_token=True)
+    opt = GPT2TokenizerFast(
+        vocab=str(shared_data / "opt-vocab.json"),
+        merges=str(shared_data / "opt-merges.txt"),
+        bos_token="</s>",
+        eos_token="</s>",
+        add_bos_token=True,
+    )
     counts = {corpus: len(sl.tokens(opt, corpus)) for corpus in ("wikitext2", "ptb")}
     assert counts == {"wikitext2": 287_645, "ptb": 97_722}
-    assert {corpus: count // 2048 for corpus, count in counts.items()} == {"wikitext2": 140, "ptb": 47}
+    assert {corpus: count // 2048 for corpus, count in counts.items()} == {
+        "wikitext2": 140,
+        "ptb": 47,
+    }
     assert sl.tokens(opt, "wikitext2")[0] == opt.bos_token_id == 2
     assert calibration.C4_EVALUATION_TOKENS // 2048 == 256

@@ -1,9 +1,12 @@
-"""The methods as the guide's section A writes them, plainly and slowly: what the fast versions are held against."""
+"""The methods as the guide's section A writes them, plainly and slowly: what the fast versions are
+held against."""
+
 import torch
 
 
 def magnitude_mask(w, sparsity, n=0, m=0):
-    """A.1: pruned where |W| <= the sorted value at the floor of the share (one too many, as published)."""
+    """A.1: pruned where |W| <= the sorted value at the floor of the share (one too many, as
+    published)."""
     if m:
         return group_mask(w.abs(), n, m)
     threshold = w.abs().flatten().sort().values[int(w.numel() * sparsity)]
@@ -16,7 +19,7 @@ def wanda_mask(w, x, sparsity, n=0, m=0):
     if m:
         return group_mask(scores, n, m)
     mask = torch.zeros_like(w, dtype=torch.bool)
-    order = scores.sort(dim=1, stable=True).indices[:, :int(w.shape[1] * sparsity)]
+    order = scores.sort(dim=1, stable=True).indices[:, : int(w.shape[1] * sparsity)]
     return mask.scatter_(1, order, True)
 
 
@@ -24,7 +27,7 @@ def group_mask(scores, n, m):
     """The n lowest of every m consecutive columns."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for a in range(0, scores.shape[1], m):
-        lowest = scores[:, a:a + m].topk(n, dim=1, largest=False).indices
+        lowest = scores[:, a : a + m].topk(n, dim=1, largest=False).indices
         mask.scatter_(1, a + lowest, True)
     return mask
 
@@ -47,8 +50,8 @@ def sparsegpt(w, x, sparsity, n=0, m=0, block=128, damp=0.01):
         errors = torch.zeros_like(w[:, a:b])
         for j in range(a, b):
             if m and (j - a) % m == 0:
-                scores = (w[:, j:j + m] / r.diagonal()[j:j + m]) ** 2
-                mask[:, j - a:j - a + m] = group_mask(scores, n, m)
+                scores = (w[:, j : j + m] / r.diagonal()[j : j + m]) ** 2
+                mask[:, j - a : j - a + m] = group_mask(scores, n, m)
             q = torch.where(mask[:, j - a], 0, w[:, j])
             errors[:, j - a] = (w[:, j] - q) / r[j, j]
             w[:, j:b] -= errors[:, j - a, None] * r[j, j:b]
@@ -58,8 +61,10 @@ def sparsegpt(w, x, sparsity, n=0, m=0, block=128, damp=0.01):
 
 
 def optimal_brain_surgeon(w, x, sparsity, damp=0.01):
-    """The same by its definition, in float64, for one block: at every column the weights to its right are the exact
-    minimiser of ||W X - W' X||^2 + damping, given all columns up to it. No Cholesky factor anywhere."""
+    """The same by its definition, in float64, for one block: at every column the weights to its
+    right are the exact minimiser of ||W X - W' X||^2 + damping, given all columns up to it. No
+    Cholesky factor anywhere.
+    """
     w, new = w.double(), w.double().clone()
     h = x.double().T @ x.double() / len(x)
     h += damp * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
@@ -70,8 +75,10 @@ def optimal_brain_surgeon(w, x, sparsity, damp=0.01):
     mask = torch.zeros(w.numel(), dtype=torch.bool).scatter_(0, lowest, True).view_as(w)
     for j in range(width):
         new[mask[:, j], j] = 0
-        change = w[:, :j + 1] - new[:, :j + 1]
-        new[:, j + 1:] = w[:, j + 1:] + change @ h[:j + 1, j + 1:] @ torch.linalg.inv(h[j + 1:, j + 1:])
+        change = w[:, : j + 1] - new[:, : j + 1]
+        new[:, j + 1 :] = w[:, j + 1 :] + change @ h[: j + 1, j + 1 :] @ torch.linalg.inv(
+            h[j + 1 :, j + 1 :]
+        )
     return new.masked_fill(mask, 0)
 
 
@@ -82,7 +89,8 @@ def relative_error(w, new, x):
 
 
 def sparsellm_opt(w1, b1, w2, b2, x, sparsity, n=0, m=0, epochs=4, penalty=0.1):
-    """A.5.2 line by line in the inputs' precision: x [tokens, d] -> new W1, W2, pruned by `sparsegpt` in every epoch."""
+    """A.5.2 line by line in the inputs' precision: x [tokens, d] -> new W1, W2, pruned by
+    `sparsegpt` in every epoch."""
     y = torch.relu(x @ w1.T + b1) @ w2.T + b2
     z = x @ w1.T + b1
     p, inverse = torch.relu(z), torch.linalg.pinv(x)
@@ -96,7 +104,7 @@ def sparsellm_opt(w1, b1, w2, b2, x, sparsity, n=0, m=0, epochs=4, penalty=0.1):
         p = torch.linalg.solve(normal, penalty * w2.T @ (y - b2).T + penalty * torch.relu(z).T).T
         mean = x @ w1.T + b1
         up, low = ((p + mean) / 2).clamp(min=0), mean.clamp(max=0)
-        cost_up, cost_low = (p - up)**2 + (up - mean)**2, p**2 + (low - mean)**2
+        cost_up, cost_low = (p - up) ** 2 + (up - mean) ** 2, p**2 + (low - mean) ** 2
         z = torch.where(cost_up <= cost_low, up, low)
     return w1, w2
 
@@ -114,7 +122,7 @@ def sparsellm_llama(up, gate, down, x, sparsity, n=0, m=0, epochs=4, penalty=5.0
         down = sparsegpt(down, p, sparsity, n, m)
         normal = down.T @ down + torch.eye(len(up), dtype=x.dtype)
         p = torch.linalg.solve(normal, down.T @ y.T + (silu(s) * z).T).T
-        z = (x @ up.T + silu(s) * p) / (silu(s)**2 + 1)
+        z = (x @ up.T + silu(s) * p) / (silu(s) ** 2 + 1)
         for _ in range(2):
             slope = torch.sigmoid(s) * (1 + s * (1 - torch.sigmoid(s)))
             s = s - 0.01 * 2 * penalty * ((s - x @ gate.T) - (p - silu(s) * z) * z * slope)
@@ -122,14 +130,17 @@ def sparsellm_llama(up, gate, down, x, sparsity, n=0, m=0, epochs=4, penalty=5.0
 
 
 def dsnot(w, x, sparsity, n=0, m=0, cycles=50, threshold=0.1):
-    """A.7 line by line, one row and one cycle at a time: w [r, c], x [sequences, tokens, c] -> pruned bool [r, c]."""
+    """A.7 line by line, one row and one cycle at a time: w [r, c], x [sequences, tokens, c] ->
+    pruned bool [r, c]."""
     mean = x.sum(1).mean(0)
     variance = x.var(1, unbiased=False).mean(0)
     scores = w.abs() * x.flatten(0, 1).square().mean(0).sqrt()
     pruned = wanda_mask(w, x.flatten(0, 1), sparsity, n, m)
     for row, effect, score in zip(pruned, w * mean, scores, strict=True):
         error = effect[row].sum()
-        key = torch.where(row, effect / variance, 0).nan_to_num()           # published: 0/0 of dead inputs sorts first
+        key = torch.where(
+            row, effect / variance, 0
+        ).nan_to_num()  # published: 0/0 of dead inputs sorts first
         grow = key.argsort(descending=bool(error > 0)).tolist()
         kept = [j for j in score.argsort().tolist() if not row[j]]
         shrink = [j for j in kept if (effect[j] < 0) == bool(error > 0)]

@@ -1,16 +1,20 @@
-"""What a notebook prints, compared with what it printed elsewhere: each number within its own uncertainty.
+"""What a notebook prints, compared with what it printed elsewhere: each number within its own
+uncertainty.
 
-Another processor adds float32 numbers in another order. A dense model hardly notices; while one is pruned, weights that
-lie near the threshold change sides, and perplexities move by up to a few per cent. So:
+Another processor adds float32 numbers in another order. A dense model hardly notices; while one is
+pruned, weights that lie near the threshold change sides, and perplexities move by up to a few per
+cent. So:
 
 - A number printed as `a ± b` may move by b; b itself by a third.
 - Any other decimal may move by 2 % (`DECIMALS`), and always by one unit of its last printed place.
 - Integers and all other text are exact.
 
-A cell, or a whole notebook, says otherwise in its metadata: `"tolerance": 0.001` for its decimals, or
-`{"decimals": 0.05, "integers": 0.1}` where counts depend on which weights were pruned, `{"errors": 3}` where flipped masks
-move a number by more than the b that is printed, which may know only about windows.
+A cell, or a whole notebook, says otherwise in its metadata: `"tolerance": 0.001` for its decimals,
+or `{"decimals": 0.05, "integers": 0.1}` where counts depend on which weights were pruned,
+`{"errors": 3}` where flipped masks move a number by more than the b that is printed, which may know
+only about windows.
 """
+
 import math
 import os
 import re
@@ -18,9 +22,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 DECIMALS = float(os.environ.get("SPARSELAB_NBVAL_RTOL", "0.02"))
-UNCERTAINTY = 1 / 3             # 32 windows know their standard error to an eighth
-# A decimal with the blanks that align it in a column: 0.5, -1.25e-05, 1e-05; not 7, opt-1.3b or 2.13.0. Beside a ±,
-# an integer is one too, and where a prediction's result is told, which has four digits and may lose a .0.
+UNCERTAINTY = 1 / 3  # 32 windows know their standard error to an eighth
+# A decimal with the blanks that align it in a column: 0.5, -1.25e-05, 1e-05; not 7, opt-1.3b or
+# 2.13.0. Beside a ±, an integer is one too, and where a prediction's result is told, which has four
+# digits and may lose a .0.
 NOT_IN_A_WORD, NO_MORE = r"(?<![\w.])(?<!\w-)[-+]?", r"(?!\d|\.\d)"
 DECIMAL = rf"(?:\d+\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+){NO_MORE}"
 BESIDE = r"(?:\d+(?= ?± ?\d)|(?<=± )\d+(?![\w.])|(?<=result is )\d+(?!\w|\.\d))"
@@ -32,7 +37,8 @@ NUMBER_OR_INTEGER = re.compile(rf" *(?<!:){NOT_IN_A_WORD}(?:{DECIMAL}|{BESIDE}|{
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Relative tolerances of the decimals and of the integers in a cell's output; that of `a ± b` in units of b."""
+    """Relative tolerances of the decimals and of the integers in a cell's output; that of `a ± b`
+    in units of b."""
 
     decimals: float = DECIMALS
     integers: float = 0.0
@@ -57,7 +63,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a number moved: relative to its size, and in units of its printed uncertainty where there is one."""
+    """How far a number moved: relative to its size, and in units of its printed uncertainty where
+    there is one."""
 
     relative: float
     sigmas: float | None
@@ -77,7 +84,9 @@ def deviations(stored: str, new: str, tolerance: Tolerance | None = None) -> lis
 def numbers(text: str, pattern: re.Pattern = NUMBER) -> list[Number]:
     """The numbers of a text in order, those around a ± told apart."""
     found = [*pattern.finditer(text)]
-    joined = [text[a.end():b.start()].strip() == "±" for a, b in zip(found, found[1:], strict=False)]
+    joined = [
+        text[a.end() : b.start()].strip() == "±" for a, b in zip(found, found[1:], strict=False)
+    ]
     values = [_number(match[0].strip()) for match in found]
     for k, is_joined in enumerate(joined):
         if is_joined:
@@ -89,13 +98,15 @@ def numbers(text: str, pattern: re.Pattern = NUMBER) -> list[Number]:
 def _number(text: str) -> Number:
     mantissa, _, exponent = text.lower().partition("e")
     digits = len(mantissa.partition(".")[2])
-    return Number(float(text), 10.0**(int(exponent or 0) - digits), not text.lstrip("+-").isdigit())
+    return Number(
+        float(text), 10.0 ** (int(exponent or 0) - digits), not text.lstrip("+-").isdigit()
+    )
 
 
 def _deviation(a: Number, b: Number, tolerance: Tolerance) -> Deviation:
     if math.isnan(a.value) or math.isnan(b.value):
         return Deviation(0.0, None, math.isnan(a.value) and math.isnan(b.value))
-    place = min(a.place, b.place) * 1.001                                    # 1.2 - 1.1 is a little more than 0.1
+    place = min(a.place, b.place) * 1.001  # 1.2 - 1.1 is a little more than 0.1
     gap, size = abs(a.value - b.value), max(abs(a.value), abs(b.value))
     relative = max(gap - place, 0.0) / size if size else 0.0
     if a.is_uncertainty:
@@ -106,7 +117,9 @@ def _deviation(a: Number, b: Number, tolerance: Tolerance) -> Deviation:
     exact = not (a.decimal or b.decimal or a.uncertainty is not None)
     limit = tolerance.integers if exact else tolerance.decimals
     allowed = a.value == b.value if exact and not limit else relative <= limit
-    return Deviation(relative, sigmas, allowed or (sigmas is not None and sigmas <= tolerance.errors))
+    return Deviation(
+        relative, sigmas, allowed or (sigmas is not None and sigmas <= tolerance.errors)
+    )
 
 
 def same(stored: str, new: str, tolerance: Tolerance | None = None) -> bool:

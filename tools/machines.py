@@ -1,12 +1,16 @@
-"""One machine plays several: the notebooks under other instruction sets and numbers of threads, and how far numbers move.
+"""One machine plays several: the notebooks under other instruction sets and numbers of threads, and
+how far numbers move.
 
     python -m tools.machines                  # all settings, all notebooks; make test-machines
-    python -m tools.machines --choose         # one setting at random, as environment variables; .ci/run
+    python -m tools.machines --choose         # one setting at random, as environment variables;
+    .ci/run
 
-torch chooses its CPU kernels by the processor, and ATEN_CPU_CAPABILITY makes it choose lesser ones. Each notebook is
-executed under each setting, as a copy in build/machines/, and what it prints is compared with what is stored, as the
-tests compare it. A copy that was made from the same code is not made again, so that an interrupted run goes on.
+torch chooses its CPU kernels by the processor, and ATEN_CPU_CAPABILITY makes it choose lesser ones.
+Each notebook is executed under each setting, as a copy in build/machines/, and what it prints is
+compared with what is stored, as the tests compare it. A copy that was made from the same code is
+not made again, so that an interrupted run goes on.
 """
+
 import argparse
 import datetime
 import multiprocessing
@@ -31,7 +35,11 @@ from tools.execute_notebooks import run
 
 CAPABILITIES, THREADS = ("default", "avx2", "avx512"), (1, 2)
 # What torch's kernels of each name need; it does not look whether the processor has it.
-FLAGS = {"default": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"}}
+FLAGS = {
+    "default": set(),
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"},
+}
 UNCOMPARED = {"nbval-ignore-output", "nbval-skip"}
 PATTERNS = Path("tests/nbval_sanitize.cfg")
 
@@ -54,7 +62,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class CellResult:
-    """How far a cell's output under a setting is from what is stored: its numbers' deviations, or why it fails."""
+    """How far a cell's output under a setting is from what is stored: its numbers' deviations, or
+    why it fails."""
 
     place: int
     setting: Setting
@@ -69,12 +78,16 @@ class CellResult:
     @property
     def relative(self) -> float:
         """The largest deviation of the numbers that have no uncertainty beside them."""
-        return max((number.relative for number in self.numbers if number.sigmas is None), default=0.0)
+        return max(
+            (number.relative for number in self.numbers if number.sigmas is None), default=0.0
+        )
 
     @property
     def sigmas(self) -> float:
         """The largest deviation of those that have, in its units."""
-        return max((number.sigmas for number in self.numbers if number.sigmas is not None), default=0.0)
+        return max(
+            (number.sigmas for number in self.numbers if number.sigmas is not None), default=0.0
+        )
 
 
 def settings() -> list[Setting]:
@@ -86,7 +99,8 @@ def settings() -> list[Setting]:
 
 
 def execute_copy(job: tuple[Path, Path, Setting]) -> Path:
-    """A notebook under a setting, unless the copy that is there was made from the same code; errors are stored too."""
+    """A notebook under a setting, unless the copy that is there was made from the same code; errors
+    are stored too."""
     source, copy, setting = job
     notebook = nbformat.read(source, as_version=4)
     if copy.exists() and _code(nbformat.read(copy, as_version=4)) == _code(notebook):
@@ -110,7 +124,9 @@ def compared(stored: Path, copy: Path, setting: Setting) -> list[CellResult]:
     """The code cells of a notebook, those that the tests compare."""
     notebook, results = nbformat.read(stored, as_version=4), []
     patterns = get_sanitize_patterns(PATTERNS.read_text())
-    copies = iter(cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code")
+    copies = iter(
+        cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"
+    )
     for place, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
@@ -122,13 +138,23 @@ def compared(stored: Path, copy: Path, setting: Setting) -> list[CellResult]:
         if not tags & UNCOMPARED:
             tolerance = Tolerance().updated(notebook.metadata).updated(cell.metadata)
             moved = deviations(_printed(cell, patterns), _printed(new, patterns), tolerance)
-            results.append(CellResult(place, setting, moved or [], "" if moved is not None else "other text or integers"))
+            results.append(
+                CellResult(
+                    place,
+                    setting,
+                    moved or [],
+                    "" if moved is not None else "other text or integers",
+                )
+            )
     return results
 
 
 def _printed(cell: NotebookNode, patterns: list[tuple[str, str]]) -> str:
-    """What nbval compares of a cell's outputs: standard output, then texts, with what depends on the machine replaced."""
-    streams = "".join(out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stdout")
+    """What nbval compares of a cell's outputs: standard output, then texts, with what depends on
+    the machine replaced."""
+    streams = "".join(
+        out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stdout"
+    )
     texts = [out.data["text/plain"] for out in cell.outputs if "text/plain" in out.get("data", {})]
     text = "\n".join([streams, *texts])
     for pattern, replacement in patterns:
@@ -137,26 +163,42 @@ def _printed(cell: NotebookNode, patterns: list[tuple[str, str]]) -> str:
 
 
 def table(results: dict[str, list[CellResult]], played: list[Setting], day: str) -> str:
-    """As Markdown: the cells whose numbers move, each with the largest deviation and the setting where it is."""
+    """As Markdown: the cells whose numbers move, each with the largest deviation and the setting
+    where it is."""
     by_cell: dict[tuple[str, int], list[CellResult]] = {}
     for name, one in results.items():
         for result in one:
             by_cell.setdefault((name, result.place), []).append(result)
-    moving = {key: here for key, here in by_cell.items() if any(r.relative or r.sigmas or r.fault for r in here)}
+    moving = {
+        key: here
+        for key, here in by_cell.items()
+        if any(r.relative or r.sigmas or r.fault for r in here)
+    }
     failed = [result for here in by_cell.values() for result in here if not result.passes]
-    lines = [f"# How far the notebooks' numbers move between machines\n\n{day}, {processor()}, torch {version('torch')}; "
-             f"written by `make test-machines`. Settings (ATEN_CPU_CAPABILITY-threads): {', '.join(map(str, played))}. "
-             f"Of {len(by_cell)} compared cells {len(by_cell) - len(moving)} print the same digits everywhere and "
-             f"{len(moving)} do not; "
-             f"{len(failed)} results fail.\n",
-             "Relative: the largest deviation of a number without an uncertainty beside it, beyond one unit of its last "
-             "place. In errors: of a number `a ± b`, in units of b.\n",
-             "| notebook | cell | relative | in | in errors | in | |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        (
+            f"# How far the notebooks' numbers move between machines\n\n{day}, {processor()}, torch"
+            f" {version('torch')}; written by `make test-machines`. Settings"
+            f" (ATEN_CPU_CAPABILITY-threads): {', '.join(map(str, played))}. Of {len(by_cell)}"
+            f" compared cells {len(by_cell) - len(moving)} print the same digits everywhere and"
+            f" {len(moving)} do not; {len(failed)} results fail.\n"
+        ),
+        (
+            "Relative: the largest deviation of a number without an uncertainty beside it, beyond"
+            " one unit of its last place. In errors: of a number `a ± b`, in units of b.\n"
+        ),
+        "| notebook | cell | relative | in | in errors | in | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for (name, place), here in moving.items():
         far, wide = max(here, key=lambda r: r.relative), max(here, key=lambda r: r.sigmas)
-        faults = "; ".join(f"**{r.setting}: {r.fault or 'beyond its tolerance'}**" for r in here if not r.passes)
-        lines.append(f"| {name} | {place} | {far.relative:.2%} | {far.setting if far.relative else ''} | "
-                     f"{wide.sigmas:.2f} | {wide.setting if wide.sigmas else ''} | {faults} |")
+        faults = "; ".join(
+            f"**{r.setting}: {r.fault or 'beyond its tolerance'}**" for r in here if not r.passes
+        )
+        lines.append(
+            f"| {name} | {place} | {far.relative:.2%} | {far.setting if far.relative else ''} | "
+            f"{wide.sigmas:.2f} | {wide.setting if wide.sigmas else ''} | {faults} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -169,21 +211,35 @@ def processor() -> str:
 
 def main() -> int:
     """Choose a setting, or run and compare all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: notebooks/*.ipynb")
-    parser.add_argument("--choose", action="store_true", help="print one setting, chosen at random, for `export`")
+    parser.add_argument(
+        "--choose", action="store_true", help="print one setting, chosen at random, for `export`"
+    )
     parser.add_argument("--settings", help="some of them, such as default-1,avx2-2")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at once")
-    parser.add_argument("--folder", type=Path, default=Path("build/machines"), help="where the copies go")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/machines"), help="where the copies go"
+    )
     parser.add_argument("--table", type=Path, help="the Markdown file to write; else it is printed")
     args = parser.parse_args()
     if args.choose:
-        print(" ".join(f"{key}={value}" for key, value in random.choice(settings()).environment.items()))
+        print(
+            " ".join(
+                f"{key}={value}" for key, value in random.choice(settings()).environment.items()
+            )
+        )
         return 0
     wanted = args.settings.split(",") if args.settings else [*map(str, settings())]
     played = [setting for setting in settings() if str(setting) in wanted]
     files = args.notebooks or sorted(Path("notebooks").glob("*.ipynb"))
-    jobs = [(file, args.folder / str(setting) / file.name, setting) for file in files for setting in played]
+    jobs = [
+        (file, args.folder / str(setting) / file.name, setting)
+        for file in files
+        for setting in played
+    ]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for _ in tqdm(pool.imap_unordered(execute_copy, jobs), total=len(jobs), unit="notebook"):
             pass

@@ -1,20 +1,27 @@
-"""pytest plugin that makes nbval's comparison of notebook outputs strict where numbers matter, and mild elsewhere.
+"""pytest plugin that makes nbval's comparison of notebook outputs strict where numbers matter, and
+mild elsewhere.
 
     python -m pytest --nbval --nbval-current-env -p tools.nbval_plugin notebooks
 
 It changes five things, only while notebooks are collected and run:
 
-- Numbers agree within their own uncertainty, or the tolerance that their cell states (see `compare`); text is exact.
-- Progress bars (stderr), HTML, SVG and JavaScript are not compared. What a notebook claims is in stdout or text/plain.
-- An unknown magic fails its cell. IPython reports it on stderr alone, and nbval looks only for error messages.
-- A dead kernel fails its cell within seconds, where nbval waits for its whole cell timeout of 2000 s.
+- Numbers agree within their own uncertainty, or the tolerance that their cell states (see
+  `compare`); text is exact.
+- Progress bars (stderr), HTML, SVG and JavaScript are not compared. What a notebook claims is in
+  stdout or text/plain.
+- An unknown magic fails its cell. IPython reports it on stderr alone, and nbval looks only for
+  error messages.
+- A dead kernel fails its cell within seconds, where nbval waits for its whole cell timeout of 2000
+  s.
 - Outputs may arrive 60 s late, where nbval fixes 5 s: a busy machine is not a broken notebook.
 
-Kernels start offline and without tokenizer threads, so that a run needs no network and ends in the same numbers, and
-with small multiples in place of sliders, which need a browser.
+Kernels start offline and without tokenizer threads, so that a run needs no network and ends in the
+same numbers, and with small multiples in place of sliders, which need a browser.
 
-All this reaches into nbval's classes, so nbval is pinned to 0.11.0; tests/test_nbval_plugin.py proves each point.
+All this reaches into nbval's classes, so nbval is pinned to 0.11.0; tests/test_nbval_plugin.py
+proves each point.
 """
+
 import math
 import os
 import time
@@ -31,9 +38,14 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 from tools import KERNEL_ENVIRONMENT
 from tools.compare import Approximate, Tolerance
 
-OUTPUT_TIMEOUT = 60             # seconds
-NOT_COMPARED = ("stderr", "text/html", "image/svg+xml", "application/javascript",
-                "application/vnd.jupyter.widget-view+json")
+OUTPUT_TIMEOUT = 60  # seconds
+NOT_COMPARED = (
+    "stderr",
+    "text/html",
+    "image/svg+xml",
+    "application/javascript",
+    "application/vnd.jupyter.widget-view+json",
+)
 
 
 class WatchedKernel(RunningKernel):
@@ -41,7 +53,9 @@ class WatchedKernel(RunningKernel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.reply: dict = {}
-        with patch.dict(os.environ, KERNEL_ENVIRONMENT | dict(os.environ)):     # what the user has set wins
+        with patch.dict(
+            os.environ, KERNEL_ENVIRONMENT | dict(os.environ)
+        ):  # what the user has set wins
             super().__init__(*args, **kwargs)
 
     def await_reply(self, msg_id: str, timeout: float | None = None) -> None:
@@ -52,7 +66,9 @@ class WatchedKernel(RunningKernel):
                 message = self.get_message("shell", timeout=1)
             except Empty:
                 if not self.is_alive():
-                    raise RuntimeError("the kernel died while it ran this cell (out of memory?)") from None
+                    raise RuntimeError(
+                        "the kernel died while it ran this cell (out of memory?)"
+                    ) from None
                 if time.monotonic() > end:
                     raise
                 continue
@@ -73,20 +89,25 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Compare a cell's sanitized texts by our equality, with the tolerance of its notebook and its own."""
+    """Compare a cell's sanitized texts by our equality, with the tolerance of its notebook and its
+    own."""
     if isinstance(item, IPyNbCell):
         sanitize = item.sanitize
         tolerance = Tolerance().updated(item.parent.nb.metadata).updated(item.cell.metadata)
-        item.sanitize = lambda text: Approximate.of(sanitize(text), tolerance) if isinstance(text, str) else text
+        item.sanitize = lambda text: (
+            Approximate.of(sanitize(text), tolerance) if isinstance(text, str) else text
+        )
         item.output_timeout = OUTPUT_TIMEOUT
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a cell that the kernel calls failed though it sent no error message: an unknown magic."""
+    """Fail a cell that the kernel calls failed without an error message: an unknown magic."""
     result = yield
     if isinstance(item, IPyNbCell) and item.parent.kernel.reply["status"] == "error":
         if not any(output.output_type == "error" for output in item.test_outputs):
             texts = [output.text for output in item.test_outputs if output.output_type == "stream"]
-            item.raise_cell_error("\n".join(["the kernel stopped in this cell without an exception:", *texts]))
+            item.raise_cell_error(
+                "\n".join(["the kernel stopped in this cell without an exception:", *texts])
+            )
     return result

@@ -1,4 +1,5 @@
 """By outliers: blocks with more of them among their Wanda scores keep more weights."""
+
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,9 +10,16 @@ from ..models.architecture import blocks_of
 from .scores import as_fraction, block_scores, input_norms
 
 
-def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: float = 5.0, spread: float = 0.08
-        ) -> dict[int, float]:
-    """Sparsity of each block by OWL: blocks with more outliers among their Wanda scores keep more weights.
+def owl(
+    model: nn.Module,
+    windows: LongTensor,
+    sparsity: float,
+    *,
+    threshold: float = 5.0,
+    spread: float = 0.08,
+) -> dict[int, float]:
+    """Sparsity of each block by OWL: blocks with more outliers among their Wanda scores keep more
+    weights.
 
     Parameters
     ----------
@@ -33,27 +41,37 @@ def owl(model: nn.Module, windows: LongTensor, sparsity: float, *, threshold: fl
 
     Notes
     -----
-    Source: Yin et al., arXiv 2310.05175, defaults M = 5 and lambda = 0.08. Their code stretches the outlier shares to a
-    range of 2 lambda and centres the result on their mean, so that a block may end up nearly 2 lambda off; here the
-    farthest block is lambda off.
+    Source: Yin et al., arXiv 2310.05175, defaults M = 5 and lambda = 0.08. Their code stretches the
+    outlier shares to a range of 2 lambda and centres the result on their mean, so that a block may
+    end up nearly 2 lambda off; here the farthest block is lambda off.
     """
     target = as_fraction(sparsity)
     if not 0 < spread <= min(target, 1 - target) or threshold <= 0:
-        raise SparselabError(f"owl(sparsity={sparsity}, threshold={threshold}, spread={spread}): the threshold must be "
-                             "positive, and sparsity - spread and sparsity + spread must lie in 0 to 1.")
+        raise SparselabError(
+            f"owl(sparsity={sparsity}, threshold={threshold}, spread={spread}): the threshold must"
+            " be positive, and sparsity - spread and sparsity + spread must lie in 0 to 1."
+        )
     norms = input_norms(model, windows)
-    shares = [outlier_share(block_scores(model, block, norms).values(), threshold) for block in range(len(blocks_of(model)))]
+    shares = [
+        outlier_share(block_scores(model, block, norms).values(), threshold)
+        for block in range(len(blocks_of(model)))
+    ]
     return dict(enumerate(owl_shares(shares, target, spread)))
 
 
 def outlier_share(scores: Iterable[Tensor], threshold: float) -> float:
-    """Share of the entries of a block's score matrices, taken together, that exceed threshold times their mean."""
+    """Share of the entries of a block's score matrices, taken together, that exceed threshold times
+    their mean."""
     scores = torch.cat([matrix.flatten() for matrix in scores])
     return (scores > threshold * scores.mean(dtype=torch.float64)).double().mean().item()
 
 
 def owl_shares(outliers: Sequence[float], target: float, spread: float) -> list[float]:
-    """s_l = s - t (D_l - mean D), with t such that the farthest block is `spread` away; the target where all D are equal."""
+    """s_l = s - t (D_l - mean D), with t such that the farthest block is `spread` away; the target
+    where all D are equal."""
     mean = sum(outliers) / len(outliers)
     farthest = max(abs(share - mean) for share in outliers)
-    return [target - spread * (share - mean) / farthest if farthest > 1e-12 else target for share in outliers]
+    return [
+        target - spread * (share - mean) / farthest if farthest > 1e-12 else target
+        for share in outliers
+    ]

@@ -1,4 +1,5 @@
 """What both allocations read of a model: the Wanda scores of a block and the mean loss."""
+
 import torch
 from torch import LongTensor, Tensor, nn
 
@@ -13,14 +14,18 @@ from ..patterns import Pattern
 
 @torch.no_grad()
 def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
-    """||X_j||_2 of the inputs of every linear in the dense model, float32 [c], by its name; windows [n, seqlen]."""
+    """||X_j||_2 of the inputs of every linear in the dense model, float32 [c], by its name; windows
+    [n, seqlen]."""
     check_ready(model)
     check_rows(model, windows, "the calibration")
     linears = linears_of(model)
-    squares = {name: torch.zeros(linear.in_features, device=linear.weight.device) for name, linear in linears.items()}
+    squares = {
+        name: torch.zeros(linear.in_features, device=linear.weight.device)
+        for name, linear in linears.items()
+    }
 
     def add(name, args, kwargs):
-        squares[name] += args[0].flatten(0, -2).float().square().sum(0)      # [tokens, c] -> [c]
+        squares[name] += args[0].flatten(0, -2).float().square().sum(0)  # [tokens, c] -> [c]
 
     with watching(linears, before=add):
         mean_loss(model, windows)
@@ -29,17 +34,23 @@ def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
 
 def block_scores(model: nn.Module, block: int, norms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Wanda's |W_ij| ||X_j|| of the linears of a block, [r, c] each."""
-    return {name: wanda_scores(linear.weight.detach().float(), norms[name])
-            for name, linear in linears_of(model, [block]).items()}
+    return {
+        name: wanda_scores(linear.weight.detach().float(), norms[name])
+        for name, linear in linears_of(model, [block]).items()
+    }
 
 
 def mean_loss(model: nn.Module, windows: LongTensor) -> float:
-    return torch.cat([window_losses(model, part) for part in windows.split(8)]).double().mean().item()
+    return (
+        torch.cat([window_losses(model, part) for part in windows.split(8)]).double().mean().item()
+    )
 
 
 def as_fraction(sparsity: float | str) -> float:
     pattern = Pattern.parse(sparsity)
     if pattern.m:
-        raise SparselabError(f"sparsity {sparsity!r}: what is divided among the blocks is a fraction such as "
-                             f"{pattern.sparsity:g}. n:m leaves nothing to divide: every block has the same.")
+        raise SparselabError(
+            f"sparsity {sparsity!r}: what is divided among the blocks is a fraction such as "
+            f"{pattern.sparsity:g}. n:m leaves nothing to divide: every block has the same."
+        )
     return pattern.sparsity

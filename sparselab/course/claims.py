@@ -1,13 +1,15 @@
 """What a lesson claims, as a line of code that each run checks."""
+
 import os
 
 
 def claim(holds: bool, what: str) -> None:
     """Check a claim of the text around it, with the margin that the comparison names.
 
-    holds: the comparison, such as `wanda > 1.2 * sparsegpt`. what: the claim as a sentence. Where the notebooks are
-    executed and tested (SPARSELAB_STATIC=1) on their own model, a false claim is an AssertionError. A reader who changes
-    the model or a setting reads instead that it does not hold there.
+    holds: the comparison, such as `wanda > 1.2 * sparsegpt`. what: the claim as a sentence. Where
+    the notebooks are executed and tested (SPARSELAB_STATIC=1) on their own model, a false claim is
+    an AssertionError. A reader who changes the model or a setting reads instead that it does not
+    hold there.
     """
     if holds:
         return

@@ -1,11 +1,14 @@
-"""What each notebook costs: minutes to read, seconds to run, memory; measured when it was last executed."""
+"""What each notebook costs: minutes to read, seconds to run, memory; measured when it was last
+executed."""
+
 import json
 
 from ..runtime.files import of_checkout
 
 
 def costs() -> None:
-    """Print one line a notebook, from notebooks/timings.json; a SparselabError where sparselab is not in a checkout."""
+    """Print one line a notebook, from notebooks/timings.json; a SparselabError where sparselab is
+    not in a checkout."""
     timings = of_checkout("notebooks/timings.json", "the table of what the notebooks cost")
     known = json.loads(timings.read_text())
     for file in sorted(timings.parent.glob("*.ipynb")):

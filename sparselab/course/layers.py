@@ -1,4 +1,5 @@
 """The model that a notebook runs on, and the inputs of one of its matrices."""
+
 import os
 
 import torch
@@ -11,22 +12,36 @@ from ..models.loading import load
 
 
 def dial(default: str, *, family: str | None = None) -> str:
-    """The notebook's model: SPARSELAB_MODEL where it is set, else its default. family: 'opt' or 'llama', for a notebook
-    that is about that family; a model of another is named, and the default is used instead."""
+    """The notebook's model: SPARSELAB_MODEL where it is set, else its default. family: 'opt' or
+    'llama', for a notebook that is about that family; a model of another is named, and the default
+    is used instead."""
     name = os.environ.get("SPARSELAB_MODEL", default)
-    if family and name != default and (found := family_of(load(name)[0]).name.lower()) != family.lower():
-        print(f"SPARSELAB_MODEL is of the {found} family, this notebook is about {family}: it stays with {default}.")
+    if (
+        family
+        and name != default
+        and (found := family_of(load(name)[0]).name.lower()) != family.lower()
+    ):
+        print(
+            f"SPARSELAB_MODEL is of the {found} family, this notebook is about {family}: it stays"
+            f" with {default}."
+        )
         return default
     return name
 
 
 @torch.no_grad()
 def inputs_of(model: nn.Module, windows: Tensor, linear: nn.Linear) -> Tensor:
-    """The inputs X [c, N] that a matrix receives when the model reads windows [samples, seqlen]; N = samples x seqlen."""
+    """The inputs X [c, N] that a matrix receives when the model reads windows [samples, seqlen]; N
+    = samples x seqlen."""
     parts = []
-    with watching({"": linear}, before=lambda name, args, kwargs: parts.append(args[0].flatten(0, -2))):    # [seqlen, c]
+    with watching(
+        {"": linear}, before=lambda name, args, kwargs: parts.append(args[0].flatten(0, -2))
+    ):  # [seqlen, c]
         for window in windows.to(linear.weight.device):
             model(window[None])
     if not parts:
-        raise SparselabError("this matrix was never called: it is not part of the model, or of a block that is skipped.")
+        raise SparselabError(
+            "this matrix was never called: it is not part of the model, or of a block that is"
+            " skipped."
+        )
     return torch.cat(parts).T.float()

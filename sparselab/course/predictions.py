@@ -1,4 +1,5 @@
-"""Predict before you run: a guess is recorded, shown against the result, and reviewed at the end."""
+"""Predict before you run: a guess is recorded, shown beside the result, reviewed at the end."""
+
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -22,15 +23,22 @@ class Prediction:
         if self.guess is None:
             return f"no guess; {result}"
         if isinstance(self.guess, str) or isinstance(self.result, str) or not self.result:
-            return f"your guess {_number(self.guess)}{self.unit}; {result}{' - right' * (self.guess == self.result)}"
-        return f"your guess {_number(self.guess)}{self.unit}; {result}; guess / result = {self.guess / self.result:.2f}"
+            return (
+                f"your guess {_number(self.guess)}{self.unit};"
+                f" {result}{' - right' * (self.guess == self.result)}"
+            )
+        return (
+            f"your guess {_number(self.guess)}{self.unit}; {result}; guess / result ="
+            f" {self.guess / self.result:.2f}"
+        )
 
 
 _predictions: dict[str, Prediction] = {}
 
 
 def predict(key: str, question: str, guess: float | str | None = None, unit: str = "") -> None:
-    """Record a guess, None for no guess yet. key: notebook and number, such as '01.2'; unit follows numbers: ' %'."""
+    """Record a guess, None for no guess yet. key: notebook and number, such as '01.2'; unit follows
+    numbers: ' %'."""
     _predictions[key] = Prediction(question, unit, guess)
     mine = "none yet: write one in place of None" if guess is None else f"{_number(guess)}{unit}"
     print(f"Prediction {key}: {question}\nYour guess: {mine}")
@@ -48,12 +56,19 @@ def reveal(key: str, result: float | str, because: str = "") -> None:
 def review() -> None:
     """All predictions of this notebook, one a line."""
     for key, prediction in _predictions.items():
-        print(f"{key} {prediction.question} {prediction.verdict() if prediction.result is not None else 'not revealed'}")
+        print(
+            f"{key} {prediction.question}"
+            f" {prediction.verdict() if prediction.result is not None else 'not revealed'}"
+        )
 
 
 def _record(key: str, prediction: Prediction) -> None:
     """Into a file that stays when the kernel ends; a teacher can collect it."""
-    file = Path(os.environ.get("SPARSELAB_PREDICTIONS", Path.home() / ".cache" / "sparselab" / "predictions.json"))
+    file = Path(
+        os.environ.get(
+            "SPARSELAB_PREDICTIONS", Path.home() / ".cache" / "sparselab" / "predictions.json"
+        )
+    )
     known = json.loads(file.read_text()) if file.exists() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**known, key: asdict(prediction)})

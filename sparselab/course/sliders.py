@@ -1,4 +1,6 @@
-"""A picture with sliders; where there is no front end, the same picture at a few settings side by side."""
+"""A picture with sliders; where there is no front end, the same picture at a few settings side by
+side."""
+
 import gc
 import io
 import os
@@ -15,27 +17,44 @@ from matplotlib.figure import Figure, SubFigure
 from .. import viz
 
 Draw = Callable[..., str]
-DPI = 100                                                                    # pixels of the page; a move stays under 100 ms
-QUICK = {"axes.titley": 1, "text.hinting": "none"}       # titles do not look for a place (20 ms), letters do not for pixels
+DPI = 100  # pixels of the page; a move stays under 100 ms
+QUICK = {
+    "axes.titley": 1,
+    "text.hinting": "none",
+}  # titles do not look for a place (20 ms), letters do not for pixels
 
 
-def explore(draw: Draw, frames: Sequence[dict], /, *, size: tuple[float, float] = (5, 3), columns: int | None = None,
-            **controls: Any) -> None:
-    """Show draw(figure, **values) with one control for each value; without a front end, show the frames instead.
+def explore(
+    draw: Draw,
+    frames: Sequence[dict],
+    /,
+    *,
+    size: tuple[float, float] = (5, 3),
+    columns: int | None = None,
+    **controls: Any,
+) -> None:
+    """Show draw(figure, **values) with one control for each value; without a front end, show the
+    frames instead.
 
-    draw: draws into a figure and returns one sentence with the picture's numbers (its alt text). frames: the values of
-    each static picture. size: inches of one picture. controls: (low, high, step) gives a slider, a list a row of buttons
-    (words) or a slider over the list (numbers). SPARSELAB_STATIC=1 asks for the frames; the tests set it.
+    draw: draws into a figure and returns one sentence with the picture's numbers (its alt text).
+    frames: the values of each static picture. size: inches of one picture. controls: (low, high,
+    step) gives a slider, a list a row of buttons (words) or a slider over the list (numbers).
+    SPARSELAB_STATIC=1 asks for the frames; the tests set it.
     """
-    form = explorer(draw, frames[0], size=size, **controls)     # in any case: one that cannot be built fails in the tests
+    form = explorer(
+        draw, frames[0], size=size, **controls
+    )  # in any case: one that cannot be built fails in the tests
     if os.environ.get("SPARSELAB_STATIC") == "1":
         viz.show(*static(draw, frames, size, columns or len(frames)))
     else:
         from IPython.display import display
+
         display(form)
 
 
-def static(draw: Draw, frames: Sequence[dict], size: tuple[float, float], columns: int) -> tuple[Figure, str]:
+def static(
+    draw: Draw, frames: Sequence[dict], size: tuple[float, float], columns: int
+) -> tuple[Figure, str]:
     """The frames as small multiples, and their sentences."""
     rows = -(-len(frames) // columns)
     with viz.style():
@@ -45,11 +64,15 @@ def static(draw: Draw, frames: Sequence[dict], size: tuple[float, float], column
     return figure, "; ".join(sentences)
 
 
-def explorer(draw: Draw, start: dict, /, *, size: tuple[float, float] = (5, 3), **controls: Any) -> ipywidgets.VBox:
-    """The live form: controls, picture and sentence, one below the other; `children` in that order."""
+def explorer(
+    draw: Draw, start: dict, /, *, size: tuple[float, float] = (5, 3), **controls: Any
+) -> ipywidgets.VBox:
+    """The live form: controls, picture, sentence, one below the other; `children` in that order."""
     knobs = {name: _knob(name, values, start[name]) for name, values in controls.items()}
     fixed = {name: value for name, value in start.items() if name not in knobs}
-    natural = ipywidgets.Layout(width=f"{size[0] * DPI:.0f}px", max_width="100%", align_self="flex-start")
+    natural = ipywidgets.Layout(
+        width=f"{size[0] * DPI:.0f}px", max_width="100%", align_self="flex-start"
+    )
     picture, sentence = ipywidgets.Image(format="png", layout=natural), ipywidgets.HTML()
 
     places: list = []
@@ -58,6 +81,7 @@ def explorer(draw: Draw, start: dict, /, *, size: tuple[float, float] = (5, 3), 
         values = {**fixed, **{name: knob.value for name, knob in knobs.items()}}
         with _no_collection():
             picture.value, sentence.value = _png(draw, values, size, places)
+
     for knob in knobs.values():
         knob.observe(redraw, names="value")
     redraw()
@@ -66,7 +90,11 @@ def explorer(draw: Draw, start: dict, /, *, size: tuple[float, float] = (5, 3), 
 
 def _knob(name: str, values: Any, start: Any) -> ipywidgets.Widget:
     if isinstance(values, tuple):
-        kind = ipywidgets.IntSlider if all(isinstance(value, int) for value in values) else ipywidgets.FloatSlider
+        kind = (
+            ipywidgets.IntSlider
+            if all(isinstance(value, int) for value in values)
+            else ipywidgets.FloatSlider
+        )
         low, high, step = values
         return kind(value=start, min=low, max=high, step=step, description=name)
     kind = ipywidgets.ToggleButtons if isinstance(values[0], str) else ipywidgets.SelectionSlider
@@ -75,7 +103,8 @@ def _knob(name: str, values: Any, start: Any) -> ipywidgets.Widget:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Garbage is collected after the move: to look through all of torch's objects takes up to half a second."""
+    """Garbage is collected after the move: to look through all of torch's objects takes up to half
+    a second."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -86,8 +115,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def _png(draw: Draw, values: dict, size: tuple[float, float], places: list) -> tuple[bytes, str]:
-    """A picture and its sentence. `places`: where the axes of the picture before stood; to lay them out anew would take
-    as long as to draw them."""
+    """A picture and its sentence. `places`: where the axes of the picture before stood; to lay them
+    out anew would take as long as to draw them."""
     with viz.style(), plt.rc_context(QUICK):
         figure: Figure | SubFigure = Figure(figsize=size, dpi=DPI)
         sentence = draw(figure, **values)
@@ -97,7 +126,12 @@ def _png(draw: Draw, values: dict, size: tuple[float, float], places: list) -> t
         else:
             figure.set_layout_engine("constrained")
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()                                                        # once, where savefig draws twice
+        canvas.draw()  # once, where savefig draws twice
         places[:] = [axis.get_position(original=True) for axis in figure.axes]
-        plt.imsave(file := io.BytesIO(), np.asarray(canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
+        plt.imsave(
+            file := io.BytesIO(),
+            np.asarray(canvas.buffer_rgba()),
+            format="png",
+            pil_kwargs={"compress_level": 1},
+        )
     return file.getvalue(), sentence

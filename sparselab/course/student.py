@@ -1,15 +1,19 @@
-"""The students' edition of a notebook: the same cells, without the folded solutions, answers and stored outputs."""
+"""The students' edition of a notebook: the same cells, without the folded solutions, answers and
+stored outputs."""
+
 import re
 from pathlib import Path
 
 import nbformat
 
-SOLUTION = re.compile(r"<details>\s*<summary>\s*(?:Solution|Answers?)\b.*?</details>\s*", re.DOTALL | re.IGNORECASE)
+SOLUTION = re.compile(
+    r"<details>\s*<summary>\s*(?:Solution|Answers?)\b.*?</details>\s*", re.DOTALL | re.IGNORECASE
+)
 
 
 def student_edition(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy without what a student should find alone. Code is the same to the letter: what is tested in one edition
-    holds in the other."""
+    """A copy without what a student should find alone. Code is the same to the letter: what is
+    tested in one edition holds in the other."""
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "markdown":

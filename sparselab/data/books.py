@@ -1,8 +1,11 @@
-"""The books that opt-mini has read, and those held out: made anew from where ours came from, for `make tables`.
+"""The books that opt-mini has read, and those held out: made anew from where ours came from, for
+`make tables`.
 
-No text is shipped. data/books.csv lists each book: title, author, its number at Project Gutenberg where the list has one,
-the file that it belongs to, and the public repository, commit and path of its source with the sha256 of its bytes.
+No text is shipped. data/books.csv lists each book: title, author, its number at Project Gutenberg
+where the list has one, the file that it belongs to, and the public repository, commit and path of
+its source with the sha256 of its bytes.
 """
+
 import csv
 import hashlib
 import http.client
@@ -20,16 +23,35 @@ from ..errors import SparselabError
 from ..runtime.files import ROOT, cache, made
 
 BOOKS = ROOT / "data" / "books.csv"
-ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{path}"  # the paths in the list are quoted for addresses
+ADDRESS = (  # the paths in the list are quoted for addresses
+    "https://raw.githubusercontent.com/{repository}/{commit}/{path}"
+)
 FILES = {"train": "books-train.txt.xz", "heldout": "books-heldout.txt.xz"}
-# What of a source is not the book: what stands around it, notes of pictures and footnotes, marks of emphasis.
+# What of a source is not the book: what stands around it, notes of pictures and footnotes, marks of
+# emphasis.
 BEFORE = re.compile(r"^\*{3} ?START OF.*$", re.M)
 AFTER = re.compile(r"^(\*{3} ?END OF|End of .*Project Gutenberg).*", re.M)
-NOTE, DOTS, DASHES = re.compile(r"\[(Illustration|\d)[^\]]*\]"), re.compile(r"\.{4,}"), re.compile(r"-{3,}")
-PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "…": "...", "_": "", "*": "",
-                       "\ufeff": ""})
+NOTE, DOTS, DASHES = (
+    re.compile(r"\[(Illustration|\d)[^\]]*\]"),
+    re.compile(r"\.{4,}"),
+    re.compile(r"-{3,}"),
+)
+PLAIN = str.maketrans(
+    {
+        "“": '"',
+        "”": '"',
+        "‘": "'",
+        "’": "'",
+        "—": "--",
+        "–": "-",
+        "…": "...",
+        "_": "",
+        "*": "",
+        "\ufeff": "",
+    }
+)
 SENTENCE = re.compile(r"""[.!?;:,]["')\]]*$|--["']*$""")
-FIRST, SHORTEST = 180, 15       # characters of the paragraph that a book begins with, and of any other
+FIRST, SHORTEST = 180, 15  # characters of the paragraph that a book begins with, and of any other
 
 
 def books() -> list[dict[str, str]]:
@@ -43,17 +65,21 @@ def download(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=60) as answer:
             return answer.read()
-    except http.client.HTTPException as error:              # an answer that breaks off
+    except http.client.HTTPException as error:  # an answer that breaks off
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def write_books(out: str | Path, *, fetch: Callable[[str], bytes] = download, progress: bool = True) -> list[Path]:
-    """Write books-train.txt.xz and books-heldout.txt.xz (79 and 1.7 MB of text) into the folder `out`, and return them.
+def write_books(
+    out: str | Path, *, fetch: Callable[[str], bytes] = download, progress: bool = True
+) -> list[Path]:
+    """Write books-train.txt.xz and books-heldout.txt.xz (79 and 1.7 MB of text) into the folder
+    `out`, and return them.
 
-    They hold the same books as ours, in the same order, from the same source files (checked by sha256), cleaned by the
-    rules of `clean`; they are not ours byte for byte. fetch: what gives the bytes at an address. What is downloaded waits
-    in the cache until both files are there, so that an interrupted run goes on. Raises a SparselabError where a book cannot
-    be downloaded or is not the one that was expected, and where the folder cannot be written.
+    They hold the same books as ours, in the same order, from the same source files (checked by
+    sha256), cleaned by the rules of `clean`; they are not ours byte for byte. fetch: what gives the
+    bytes at an address. What is downloaded waits in the cache until both files are there, so that
+    an interrupted run goes on. Raises a SparselabError where a book cannot be downloaded or is not
+    the one that was expected, and where the folder cannot be written.
     """
     out = made(Path(out).expanduser(), "name another folder")
     sources = made(cache("books"))
@@ -73,11 +99,16 @@ def _source(book: dict[str, str], folder: Path, fetch: Callable[[str], bytes]) -
         try:
             content = fetch(address)
         except (OSError, URLError) as error:
-            raise SparselabError(f"{book['title']!r} could not be downloaded from {address} ({error}). Check the network "
-                                 "and run the same command again: it goes on with this book.") from error
+            raise SparselabError(
+                f"{book['title']!r} could not be downloaded from {address} ({error}). Check the"
+                " network and run the same command again: it goes on with this book."
+            ) from error
         if hashlib.sha256(content).hexdigest() != book["sha256"]:
-            raise SparselabError(f"what came from {address} is not the book that was expected, {book['title']!r} (sha256 "
-                                 "differs). Look whether something between here and there answers in its place.")
+            raise SparselabError(
+                f"what came from {address} is not the book that was expected, {book['title']!r}"
+                " (sha256 differs). Look whether something between here and there answers in its"
+                " place."
+            )
         part = file.with_suffix(".part")
         part.write_bytes(content)
         part.replace(file)
@@ -87,14 +118,21 @@ def _source(book: dict[str, str], folder: Path, fetch: Callable[[str], bytes]) -
 def clean(source: str) -> str:
     """A book's prose: a paragraph a line, a blank line after each.
 
-    What Project Gutenberg puts around a book goes, then everything before the first long paragraph (title pages, tables of
-    contents), then headings, notes and other paragraphs that are short, in capitals or no sentence. Quotation marks and
-    dashes become ASCII.
+    What Project Gutenberg puts around a book goes, then everything before the first long paragraph
+    (title pages, tables of contents), then headings, notes and other paragraphs that are short, in
+    capitals or no sentence. Quotation marks and dashes become ASCII.
     """
     text = BEFORE.split(source.replace("\r\n", "\n"))[-1]
-    text = text[:match.start()] if (match := AFTER.search(text)) else text
+    text = text[: match.start()] if (match := AFTER.search(text)) else text
     paragraphs = [_plain(paragraph) for paragraph in re.split(r"\n\s*\n", text)]
-    first = next((i for i, paragraph in enumerate(paragraphs) if len(paragraph) >= FIRST and _is_prose(paragraph)), 0)
+    first = next(
+        (
+            i
+            for i, paragraph in enumerate(paragraphs)
+            if len(paragraph) >= FIRST and _is_prose(paragraph)
+        ),
+        0,
+    )
     return "".join(f"{paragraph}\n\n" for paragraph in paragraphs[first:] if _is_prose(paragraph))
 
 
@@ -105,8 +143,12 @@ def _plain(paragraph: str) -> str:
 
 
 def _is_prose(paragraph: str) -> bool:
-    return (len(paragraph) >= SHORTEST and not paragraph.isupper() and paragraph[0] not in "[#=|"
-            and SENTENCE.search(paragraph) is not None)
+    return (
+        len(paragraph) >= SHORTEST
+        and not paragraph.isupper()
+        and paragraph[0] not in "[#=|"
+        and SENTENCE.search(paragraph) is not None
+    )
 
 
 def _write(file: Path, parts: list[str]) -> Path:
@@ -117,8 +159,9 @@ def _write(file: Path, parts: list[str]) -> Path:
             opened.writelines(parts)
         part.replace(file)
     except OSError as error:
-        raise SparselabError(f"{file} could not be written ({error.strerror}). Make room, or name another folder."
-                             ) from error
+        raise SparselabError(
+            f"{file} could not be written ({error.strerror}). Make room, or name another folder."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return file

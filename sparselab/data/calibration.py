@@ -1,4 +1,5 @@
 """Token ids from a text: the calibration windows, and what a model is evaluated on."""
+
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ from transformers.utils import logging as transformers_logging
 from ..errors import SparselabError
 from .corpora import CORPORA, joined, rows_of
 
-C4_EVALUATION_TOKENS = 256 * 2048               # the papers cut C4 validation to 256 windows of 2,048 tokens
+C4_EVALUATION_TOKENS = 256 * 2048  # the papers cut C4 validation to 256 windows of 2,048 tokens
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> LongTensor:
-    """Token ids [n] of a text, with the tokenizer's own special tokens and without its warning about long texts."""
+    """Token ids [n] of a text, with the tokenizer's own special tokens and without its warning
+    about long texts."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -32,9 +34,9 @@ def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor
     tokenizer : PreTrainedTokenizerBase
         What `sl.load` gave.
     corpus : str or Path
-        'wikitext2' (test rows joined by blank lines), 'ptb' (test sentences joined by spaces), 'c4' (the first 1,100
-        validation documents joined by spaces, cut to 256 x 2,048 tokens), 'demo' (Wikipedia articles joined by blank
-        lines), or a text file.
+        'wikitext2' (test rows joined by blank lines), 'ptb' (test sentences joined by spaces), 'c4'
+        (the first 1,100 validation documents joined by spaces, cut to 256 x 2,048 tokens), 'demo'
+        (Wikipedia articles joined by blank lines), or a text file.
 
     Returns
     -------
@@ -49,8 +51,14 @@ def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor
     return ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
 
 
-def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, samples: int = 128, seqlen: int = 2048,
-                seed: int = 0) -> LongTensor:
+def calibration(
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str | Path,
+    *,
+    samples: int = 128,
+    seqlen: int = 2048,
+    seed: int = 0,
+) -> LongTensor:
     """Random windows for calibration, drawn as SparseGPT and Wanda draw them.
 
     Parameters
@@ -58,9 +66,9 @@ def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, sampl
     tokenizer : PreTrainedTokenizerBase
         What `sl.load` gave.
     corpus : str or Path
-        'c4' and 'demo': a document is drawn with replacement, rejected unless it is longer than `seqlen`, and a window
-        inside it. 'wikitext2', 'ptb' and text files: windows of the joined training text (locally the validation text
-        stands in for it).
+        'c4' and 'demo': a document is drawn with replacement, rejected unless it is longer than
+        `seqlen`, and a window inside it. 'wikitext2', 'ptb' and text files: windows of the joined
+        training text (locally the validation text stands in for it).
     samples, seqlen : int
         Windows, and tokens in each.
     seed : int
@@ -76,23 +84,28 @@ def calibration(tokenizer: PreTrainedTokenizerBase, corpus: str | Path, *, sampl
         Where the text is missing, or too short for one window.
     """
     if samples < 1 or seqlen < 2:
-        raise SparselabError(f"calibration needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")
+        raise SparselabError(
+            f"calibration needs samples >= 1 and seqlen >= 2, not samples={samples},"
+            f" seqlen={seqlen}."
+        )
     draw = random.Random(seed)
     if corpus in CORPORA and CORPORA[corpus].documents:
         next_document = _documents(tokenizer, rows_of(corpus, "calibration"), seqlen, draw, corpus)
     else:
         ids = _encode(tokenizer, joined(corpus, "calibration"))
         _long_enough(len(ids), seqlen, corpus)
-        next_document = lambda: ids                                          # noqa: E731
+        next_document = lambda: ids  # noqa: E731
     windows = []
     for _ in range(samples):
         ids = next_document()
         start = draw.randint(0, len(ids) - seqlen - 1)
-        windows.append(ids[start:start + seqlen])
+        windows.append(ids[start : start + seqlen])
     return torch.stack(windows)
 
 
-def _documents(tokenizer, rows: Sequence[str], seqlen: int, draw: random.Random, corpus: str) -> Callable[[], LongTensor]:
+def _documents(
+    tokenizer, rows: Sequence[str], seqlen: int, draw: random.Random, corpus: str
+) -> Callable[[], LongTensor]:
     """A function that draws documents until one is longer than seqlen; each is tokenised once."""
     seen: dict[int, LongTensor] = {}
     if not rows:
@@ -113,5 +126,7 @@ def _documents(tokenizer, rows: Sequence[str], seqlen: int, draw: random.Random,
 
 def _long_enough(length: int, seqlen: int, corpus) -> None:
     if length <= seqlen:
-        raise SparselabError(f"{corpus}: its longest piece of text has {length} tokens, too short for a window of "
-                             f"seqlen={seqlen} (one more is needed). Use a shorter seqlen or a longer text.")
+        raise SparselabError(
+            f"{corpus}: its longest piece of text has {length} tokens, too short for a window of "
+            f"seqlen={seqlen} (one more is needed). Use a shorter seqlen or a longer text."
+        )

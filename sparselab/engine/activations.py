@@ -1,4 +1,5 @@
 """The calibration activations between two blocks: captured, collected into statistics, replayed."""
+
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from ..models.hooks import watching
 from ..runtime.memory import OUT_OF_MEMORY, batch_size, is_out_of_memory, with_batch_halving
 from .offload import ActivationStore
 
-STREAM_SHARE = 0.5          # of what the residual stream lacks: half way from targets="dense-model", which adds none, to all
+# Of what the residual stream lacks: half way from targets="dense-model", which adds none, to all.
+STREAM_SHARE = 0.5
 
 
 class _Captured(Exception):
@@ -22,9 +24,10 @@ class _Captured(Exception):
 
 @dataclass
 class ActivationBatch:
-    """Some calibration windows on their way through the blocks: `hidden` [b, seqlen, width] is what the next block
-    receives, with every other argument that the model passes to its blocks; `dense`, where a method aims at the dense
-    model, is what it would receive there (the same tensor until a block is pruned)."""
+    """Some calibration windows on their way through the blocks: `hidden` [b, seqlen, width] is what
+    the next block receives, with every other argument that the model passes to its blocks; `dense`,
+    where a method aims at the dense model, is what it would receive there (the same tensor until a
+    block is pruned)."""
 
     ids: LongTensor
     hidden: Tensor
@@ -33,13 +36,16 @@ class ActivationBatch:
     dense: Tensor | None = None
 
     def through(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """What a block makes of hidden states, [b, seqlen, width], which may wait on another device."""
+        """What a block makes of hidden states, [b, seqlen, width], which may wait on another
+        device."""
         output = block(hidden.to(next(block.parameters()).device), *self.args, **self.kwargs)
-        return output if isinstance(output, Tensor) else output[0]           # older transformers return a tuple
+        return (
+            output if isinstance(output, Tensor) else output[0]
+        )  # older transformers return a tuple
 
     def inputs(self, block: nn.Module, hidden: Tensor, places: list[str]) -> dict[str, Tensor]:
-        """What the modules at some places of the block receive, by name, in the order in which they run; '' is the
-        block itself. The block runs no further than the last of them."""
+        """What the modules at some places of the block receive, by name, in the order in which they
+        run; '' is the block itself. The block runs no further than the last of them."""
         hidden = hidden.to(next(block.parameters()).device)
         seen = {"": hidden}
 
@@ -48,32 +54,46 @@ class ActivationBatch:
             if name == places[-1]:
                 raise _Captured
 
-        with suppress(_Captured), watching({name: block.get_submodule(name) for name in places if name}, before=keep):
+        with (
+            suppress(_Captured),
+            watching({name: block.get_submodule(name) for name in places if name}, before=keep),
+        ):
             self.through(block, hidden)
         return seen
 
 
 class InputCollector(Protocol):
-    """What takes in the calibration tokens of a place: `Statistics`, or a whole feed-forward network."""
+    """What takes in the calibration tokens of a place: `Statistics`, or a whole feed-forward
+    network."""
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
-        """Inputs x [b, seqlen, c]; there in the dense model; dense less pruned residual stream, where it matters."""
+        """Inputs x [b, seqlen, c]; there in the dense model; dense less pruned residual stream,
+        where it matters."""
 
     def finish(self, name: str) -> "InputCollector":
         """After the last tokens."""
 
 
 class CalibrationActivations:
-    """All calibration activations before the current block; outputs replace inputs, so that one copy is held (two with
-    the dense model's)."""
+    """All calibration activations before the current block; outputs replace inputs, so that one
+    copy is held (two with the dense model's)."""
 
-    def __init__(self, model: nn.Module, ids: LongTensor, batch: int | None = None, *, dense: bool = False,
-                 offload: str = "device"):
+    def __init__(
+        self,
+        model: nn.Module,
+        ids: LongTensor,
+        batch: int | None = None,
+        *,
+        dense: bool = False,
+        offload: str = "device",
+    ):
         """Run the model up to its first block, on windows ids [samples, seqlen]."""
         self.model, self.dense = model, dense
         self.store = ActivationStore.choose(offload, model, ids.numel() * (1 + dense))
-        self.parts = with_batch_halving(lambda size: [self._capture(part) for part in ids.split(size)],
-                                        batch or batch_size(model, ids.shape[1]))
+        self.parts = with_batch_halving(
+            lambda size: [self._capture(part) for part in ids.split(size)],
+            batch or batch_size(model, ids.shape[1]),
+        )
 
     def _capture(self, ids: LongTensor) -> ActivationBatch:
         part = ActivationBatch(ids, *_first_block_call(self.model, ids))
@@ -86,15 +106,23 @@ class CalibrationActivations:
         if len(part.ids) == 1:
             raise SparselabError(OUT_OF_MEMORY)
         size = -(-len(part.ids) // 2)
-        halves = [ActivationBatch(ids, self.store.keep(hidden.clone()), *_first_block_call(self.model, ids)[1:])
-                  for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)]
-        for half, dense in zip(halves, part.dense.split(size) if self.dense else (), strict=self.dense):
-            half.dense = half.hidden if part.dense is part.hidden else self.store.keep(dense.clone())
+        halves = [
+            ActivationBatch(
+                ids, self.store.keep(hidden.clone()), *_first_block_call(self.model, ids)[1:]
+            )
+            for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)
+        ]
+        for half, dense in zip(
+            halves, part.dense.split(size) if self.dense else (), strict=self.dense
+        ):
+            half.dense = (
+                half.hidden if part.dense is part.hidden else self.store.keep(dense.clone())
+            )
         return halves
 
     def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
-        """Move on: the block's outputs take the place of its inputs; the dense stream goes through `original`, the block
-        before it was pruned. A part that memory does not hold is halved."""
+        """Move on: the block's outputs take the place of its inputs; the dense stream goes through
+        `original`, the block before it was pruned. A part that memory does not hold is halved."""
         k = 0
         while k < len(self.parts):
             part = self.parts[k]
@@ -104,7 +132,7 @@ class CalibrationActivations:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.parts[k:k + 1] = self._halves(part)
+                self.parts[k : k + 1] = self._halves(part)
 
     def _advance(self, part: ActivationBatch, block: nn.Module, original: nn.Module | None) -> None:
         hidden, shared = part.through(block, part.hidden), part.dense is part.hidden
@@ -116,11 +144,17 @@ class CalibrationActivations:
         if shared:
             part.dense = part.hidden
 
-    def collect(self, block: nn.Module, make: Callable[[], dict[str, tuple[InputCollector, str | None]]],
-                original: nn.Module | None = None, prefix: str = "") -> dict[str, InputCollector]:
-        """Fill sinks with what some places of the block receive, from one pass over the parts (its outputs are dropped).
-        `make` gives new sinks by place, each with the place where its residual stream is read, if that matters; it is
-        called anew, with halved parts, when memory runs out."""
+    def collect(
+        self,
+        block: nn.Module,
+        make: Callable[[], dict[str, tuple[InputCollector, str | None]]],
+        original: nn.Module | None = None,
+        prefix: str = "",
+    ) -> dict[str, InputCollector]:
+        """Fill sinks with what some places of the block receive, from one pass over the parts (its
+        outputs are dropped). `make` gives new sinks by place, each with the place where its
+        residual stream is read, if that matters; it is called anew, with halved parts, when memory
+        runs out."""
         while True:
             sinks = make()
             try:
@@ -132,27 +166,42 @@ class CalibrationActivations:
                     raise
             if all(len(part.ids) == 1 for part in self.parts):
                 raise SparselabError(OUT_OF_MEMORY)
-            self.parts = [half for part in self.parts for half in (self._halves(part) if len(part.ids) > 1 else [part])]
+            self.parts = [
+                half
+                for part in self.parts
+                for half in (self._halves(part) if len(part.ids) > 1 else [part])
+            ]
 
 
-def _gather(block: nn.Module, original: nn.Module | None, sinks: dict[str, tuple[InputCollector, str | None]],
-            part: ActivationBatch) -> None:
-    """Hand a part's tokens to the sinks, with those of the dense model where `original` is given."""
+def _gather(
+    block: nn.Module,
+    original: nn.Module | None,
+    sinks: dict[str, tuple[InputCollector, str | None]],
+    part: ActivationBatch,
+) -> None:
+    """Hand a part's tokens to the sinks, with the dense model's where `original` is given."""
     residuals = [place for _, place in sinks.values() if place]
-    places = [*residuals, *sinks]                                            # the last to run is a sink
+    places = [*residuals, *sinks]  # the last to run is a sink
     now = part.inputs(block, part.hidden, places)
     dense = part.inputs(original, part.dense, places) if original else {}
     for name, (sink, residual) in sinks.items():
         if residual is not None and residual not in now:
-            raise SparselabError("targets='dense-stream' needs a model that normalises before its linears (pre-norm). "
-                                 "Choose targets='dense-model'.")
-        drift = None if residual is None else STREAM_SHARE * (dense[residual].float() - now[residual].float())
-        x = now[name].reshape(*part.ids.shape, -1)                           # OPT flattens sequences before its fc1
+            raise SparselabError(
+                "targets='dense-stream' needs a model that normalises before its linears"
+                " (pre-norm). Choose targets='dense-model'."
+            )
+        drift = (
+            None
+            if residual is None
+            else STREAM_SHARE * (dense[residual].float() - now[residual].float())
+        )
+        x = now[name].reshape(*part.ids.shape, -1)  # OPT flattens sequences before its fc1
         sink.add(x, dense.get(name), drift)
 
 
 def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple, dict]:
-    """What the model passes to its first block: hidden states [b, seqlen, width], other arguments, keyword arguments."""
+    """What the model passes to its first block: hidden states [b, seqlen, width], other arguments,
+    keyword arguments."""
     seen: list[tuple[tuple, dict]] = []
 
     def keep(name, args, kwargs):
@@ -163,7 +212,9 @@ def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple,
         model(ids.to(model.device), use_cache=False)
     args, kwargs = seen[0]
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
-        raise SparselabError(f"{model_name(model)} passes a key-value cache to its blocks although use_cache=False was "
-                             "asked for: the windows would see each other. Load it anew with sl.load.")
+        raise SparselabError(
+            f"{model_name(model)} passes a key-value cache to its blocks although use_cache=False"
+            " was asked for: the windows would see each other. Load it anew with sl.load."
+        )
     hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
     return hidden, args[1:], kwargs

@@ -1,4 +1,5 @@
 """After pruning: train the weights that are left. The zeros stay zeros."""
+
 from dataclasses import dataclass, field
 
 import torch
@@ -13,19 +14,28 @@ from ..models.validation import check_rows
 
 @dataclass
 class Training:
-    """What a fine-tuning did: the loss of every step, in nats a token, and the share of zeros before and after."""
+    """What a fine-tuning did: the loss of every step, in nats a token, and the share of zeros
+    before and after."""
 
     losses: list[float] = field(default_factory=list)
     sparsity: tuple[float, float] = (0.0, 0.0)
 
 
-def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: int = 8, rate: float = 1e-4,
-             seed: int = 0, progress: bool = True) -> Training:
+def finetune(
+    model: nn.Module,
+    windows: LongTensor,
+    *,
+    steps: int = 100,
+    batch: int = 8,
+    rate: float = 1e-4,
+    seed: int = 0,
+    progress: bool = True,
+) -> Training:
     """Train a pruned model in place, every weight that is zero in its linears kept at zero.
 
-    AdamW with a linear warm-up over a tenth of the steps and a cosine decay to a tenth of `rate`. All parameters learn;
-    the masks are those of the moment of the call, applied after each step, so that weight decay and momentum cannot
-    revive a weight.
+    AdamW with a linear warm-up over a tenth of the steps and a cosine decay to a tenth of `rate`.
+    All parameters learn; the masks are those of the moment of the call, applied after each step, so
+    that weight decay and momentum cannot revive a weight.
 
     Parameters
     ----------
@@ -49,21 +59,34 @@ def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: 
     """
     check_rows(model, windows, "the training text")
     if steps < 1 or batch < 1 or rate <= 0:
-        raise SparselabError(f"finetune(steps={steps}, batch={batch}, rate={rate}): all of them must be positive.")
+        raise SparselabError(
+            f"finetune(steps={steps}, batch={batch}, rate={rate}): all of them must be positive."
+        )
     masks = {linear.weight: linear.weight != 0 for linear in linears_of(model).values()}
     if next(model.parameters()).dtype == torch.float16:
-        raise SparselabError(f"{model_name(model)} is in float16, in which small steps vanish. Load it with "
-                             "dtype=torch.float32 or torch.bfloat16.")
+        raise SparselabError(
+            f"{model_name(model)} is in float16, in which small steps vanish. Load it with "
+            "dtype=torch.float32 or torch.bfloat16."
+        )
     generator, result = torch.Generator().manual_seed(seed), Training()
     before, trained = zeros(masks), list(model.parameters())
     wanted = [weight.requires_grad for weight in trained]
-    optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in trained], lr=rate, betas=(0.9, 0.95),
-                                  weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [weight.requires_grad_() for weight in trained],
+        lr=rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     try:
-        with torch.enable_grad(), tqdm(range(steps), desc="fine-tuning", unit="step", disable=not progress) as bar:
+        with (
+            torch.enable_grad(),
+            tqdm(range(steps), desc="fine-tuning", unit="step", disable=not progress) as bar,
+        ):
             for _ in bar:
-                ids = windows[torch.randint(len(windows), (batch,), generator=generator)].to(model.device)
+                ids = windows[torch.randint(len(windows), (batch,), generator=generator)].to(
+                    model.device
+                )
                 loss = token_losses(model(ids, use_cache=False).logits, ids).mean()
                 if not torch.isfinite(loss):
                     raise _diverged(f"the loss is {loss.item()}", len(result.losses), rate)
@@ -86,8 +109,10 @@ def finetune(model: nn.Module, windows: LongTensor, *, steps: int = 100, batch: 
 
 
 def _diverged(what: str, steps: int, rate: float) -> SparselabError:
-    return SparselabError(f"{what} after {steps} steps: the training diverged, and the model is of no use now. Load it "
-                          f"again and take a rate below {rate:g}.")
+    return SparselabError(
+        f"{what} after {steps} steps: the training diverged, and the model is of no use now. Load"
+        f" it again and take a rate below {rate:g}."
+    )
 
 
 def _rate(step: int, steps: int) -> float:
@@ -95,16 +120,22 @@ def _rate(step: int, steps: int) -> float:
     warm = max(1, steps // 10)
     if step < warm:
         return (step + 1) / warm
-    return 0.55 + 0.45 * torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, steps - warm))).item()
+    return (
+        0.55
+        + 0.45 * torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, steps - warm))).item()
+    )
 
 
 @torch.no_grad()
 def keep_zeros(masks: dict[Tensor, Tensor]) -> None:
-    """Put the zeros back, weight by weight; also where a weight is not finite, which a product would keep."""
+    """Put the zeros back, weight by weight; also where a weight is not finite, which a product
+    would keep."""
     for weight, mask in masks.items():
         weight.masked_fill_(~mask, 0)
 
 
 def zeros(masks: dict[Tensor, Tensor]) -> float:
     """Share of zeros in all masked weights together."""
-    return sum(int((weight == 0).sum()) for weight in masks) / sum(weight.numel() for weight in masks)
+    return sum(int((weight == 0).sum()) for weight in masks) / sum(
+        weight.numel() for weight in masks
+    )

@@ -1,4 +1,6 @@
-"""The loop over the blocks: read a block, collect what its linears receive, prune them, replay, write."""
+"""The loop over the blocks: read a block, collect what its linears receive, prune them, replay,
+write."""
+
 import copy
 
 from torch import nn
@@ -16,24 +18,25 @@ from .verification import verify_blockwise, verify_residual_stream, verify_strea
 
 
 def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: bool) -> Report:
-    """Every block in turn. In the comments, what a run may be beside the plain one: streamed from files, resumed."""
+    """Every block in turn. In the comments, what a run may be beside the plain one: streamed from
+    files, resumed."""
     _verify(run, progress)
     activations = _capture(run, batch, offload)
     last = max(run.chosen)
     for layer in _progress(run, progress):
-        with run.file_clock("read"):                         # streamed: from its files; else it is there
+        with run.file_clock("read"):  # streamed: from its files; else it is there
             block = run.source.load(layer)
         chosen, original = layer in run.chosen, None
         if chosen and run.aims_at_dense_model:
-            original = copy.deepcopy(block)                  # the dense model's activations go through it
+            original = copy.deepcopy(block)  # the dense model's activations go through it
 
-        if layer < run.source.done:                          # resumed: as the interrupted run left it
+        if layer < run.source.done:  # resumed: as the interrupted run left it
             run.source.restore(layer)
         elif chosen:
             prune_block(run, activations, block, original, layer)
 
         if layer < last:
-            with run.clock("replay"):                        # the pruned block's outputs are the next one's inputs
+            with run.clock("replay"):  # the pruned block's outputs are the next one's inputs
                 activations.replay(block, original)
         with run.file_clock("write"):
             run.source.finish(layer, run.report)
@@ -41,24 +44,43 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
     return run.report
 
 
-def prune_block(run: PruningRun, activations: CalibrationActivations, block: nn.Module, original: nn.Module | None,
-                layer: int) -> None:
-    """Collect and prune: all linears from one pass, or group by group in the order in which they run."""
+def prune_block(
+    run: PruningRun,
+    activations: CalibrationActivations,
+    block: nn.Module,
+    original: nn.Module | None,
+    layer: int,
+) -> None:
+    """Collect and prune: all linears from one pass, or group by group in the order in which they
+    run."""
     pruner = BlockPruner(run, layer)
     if run.source.streamed:
-        check_weights({name: linear for name, linear in run.linears.items() if name.startswith(pruner.prefix)})
+        check_weights(
+            {name: linear for name, linear in run.linears.items() if name.startswith(pruner.prefix)}
+        )
     for stage in pruner.stages():
         with run.clock("collect"):
-            collected = activations.collect(block, lambda stage=stage: pruner.collectors(stage), original, pruner.prefix)
+            collected = activations.collect(
+                block, lambda stage=stage: pruner.collectors(stage), original, pruner.prefix
+            )
         pruner.prune(stage, collected)
 
 
 def open_result(run: PruningRun, batch: int | None) -> None:
-    """Open the place where the result goes, with what an earlier run left there; the first process looks first."""
+    """Open the place where the result goes, with what an earlier run left there; the first process
+    looks first."""
     kinds = sorted({name.rsplit(".", 1)[-1] for name in run.linears})
-    exact = getattr(run.pattern, "sparsity", None)                           # the report rounds it
-    mine = fingerprint({**run.report.settings, "modules": kinds, "sparsity": exact, "batch": batch,
-                        "processes": distributed.size()}, run.calibration)
+    exact = getattr(run.pattern, "sparsity", None)  # the report rounds it
+    mine = fingerprint(
+        {
+            **run.report.settings,
+            "modules": kinds,
+            "sparsity": exact,
+            "batch": batch,
+            "processes": distributed.size(),
+        },
+        run.calibration,
+    )
     if distributed.rank() == 0:
         run.source.start(mine, run.report)
     distributed.barrier()
@@ -67,8 +89,8 @@ def open_result(run: PruningRun, batch: int | None) -> None:
 
 
 def dry_run_one_block(run: PruningRun, batch: int | None, offload: str) -> Report:
-    """The first chosen block, pruned on the first block's inputs, timed, and left as it was. The seconds of the whole run
-    are extrapolated from it, without those of the proof and of writing."""
+    """The first chosen block, pruned on the first block's inputs, timed, and left as it was. The
+    seconds of the whole run are extrapolated from it, without those of the proof and of writing."""
     activations, layer = _capture(run, batch, offload), run.chosen[0]
     with run.file_clock("read"):
         block = run.source.load(layer)
@@ -102,21 +124,30 @@ def _verify(run: PruningRun, progress: bool) -> None:
         verify_residual_stream(source.model, run.calibration[:1], targets)
     run.report.settings.update(dense_perplexity=float(gate), gate_windows=gate.windows)
     if progress:
-        print(f"{model_name(source.model)}: dense perplexity {gate} on {gate.windows} calibration windows of "
-              f"{gate.seqlen} tokens; block by block equals the whole model.")
+        print(
+            f"{model_name(source.model)}: dense perplexity {gate} on {gate.windows} calibration"
+            f" windows of {gate.seqlen} tokens; block by block equals the whole model."
+        )
 
 
 def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationActivations:
     """What the first block receives from this process's share of the calibration windows."""
     with run.clock("capture"):
-        return CalibrationActivations(run.source.model, run.windows, batch or run.source.batch,
-                                      dense=run.aims_at_dense_model, offload=offload)
+        return CalibrationActivations(
+            run.source.model,
+            run.windows,
+            batch or run.source.batch,
+            dense=run.aims_at_dense_model,
+            offload=offload,
+        )
 
 
 def _progress(run: PruningRun, progress: bool) -> tqdm:
     """The blocks to go through, with a bar."""
     silent = not progress or distributed.rank() > 0
-    return tqdm(_visited(run), desc=f"{run.method.name} {run.pattern}", unit="block", disable=silent)
+    return tqdm(
+        _visited(run), desc=f"{run.method.name} {run.pattern}", unit="block", disable=silent
+    )
 
 
 def _visited(run: PruningRun) -> range:

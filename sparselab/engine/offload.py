@@ -1,4 +1,5 @@
 """Where activations wait between two blocks: on the device, in the host's memory, on disk."""
+
 import os
 import tempfile
 
@@ -10,8 +11,8 @@ from ..runtime.memory import free_bytes
 
 
 class ActivationStore:
-    """Where activations wait between two blocks: on the device, in the host's memory, or in a file without a name,
-    which is gone when the process is."""
+    """Where activations wait between two blocks: on the device, in the host's memory, or in a file
+    without a name, which is gone when the process is."""
 
     PLACES = ("device", "cpu", "disk")
 
@@ -20,14 +21,21 @@ class ActivationStore:
 
     @classmethod
     def choose(cls, offload: str, model: nn.Module, tokens: int) -> "ActivationStore":
-        """By name, or 'auto': on the device while the activations fill at most 40 % of what is free there, else in the
-        host's memory while they fill at most half of what is free, else on disk."""
+        """By name, or 'auto': on the device while the activations fill at most 40 % of what is free
+        there, else in the host's memory while they fill at most half of what is free, else on disk.
+        """
         weight = next(model.parameters())
         if offload not in ("auto", *cls.PLACES):
             raise SparselabError(f"offload={offload!r}: 'auto', 'device', 'cpu' or 'disk'.")
         if offload == "auto":
-            needed, host = tokens * model.config.hidden_size * weight.element_size(), torch.device("cpu")
-            fits = {"device": needed <= 0.4 * free_bytes(weight.device), "cpu": needed <= 0.5 * free_bytes(host)}
+            needed, host = (
+                tokens * model.config.hidden_size * weight.element_size(),
+                torch.device("cpu"),
+            )
+            fits = {
+                "device": needed <= 0.4 * free_bytes(weight.device),
+                "cpu": needed <= 0.5 * free_bytes(host),
+            }
             offload = next((place for place, fit in fits.items() if fit), "disk")
         return cls(offload, weight.device)
 
@@ -42,5 +50,9 @@ class ActivationStore:
     def _room(self, like: Tensor) -> Tensor:
         if self.place == "cpu":
             return torch.empty_like(like, device="cpu", pin_memory=True)
-        with tempfile.NamedTemporaryFile(prefix="sparselab-", dir=os.environ.get("SPARSELAB_SCRATCH")) as file:
-            return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).view(like.shape)
+        with tempfile.NamedTemporaryFile(
+            prefix="sparselab-", dir=os.environ.get("SPARSELAB_SCRATCH")
+        ) as file:
+            return torch.from_file(
+                file.name, shared=True, size=like.numel(), dtype=like.dtype
+            ).view(like.shape)

@@ -1,4 +1,5 @@
 """What a run will cost, before anything is loaded: memory by term, minutes by phase."""
+
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,14 @@ from ..runtime.memory import TOKENS_AT_ONCE, free_bytes
 from .offload import ActivationStore
 
 GIB = 2**30
-RUNTIME = {"cpu": 0.6 * GIB, "cuda": 0.5 * GIB}      # Python and torch themselves, CUDA's context
-SHARE = 0.5                                         # of a large product's speed that a forward pass or a solver reaches
+RUNTIME = {"cpu": 0.6 * GIB, "cuda": 0.5 * GIB}  # Python and torch themselves, CUDA's context
+SHARE = 0.5  # of a large product's speed that a forward pass or a solver reaches
 
 
 @dataclass
 class Plan:
-    """Bytes by term, where the run needs them ('device' or 'host'), seconds by phase, and the bytes that are free in each
-    place that this machine has."""
+    """Bytes by term, where the run needs them ('device' or 'host'), seconds by phase, and the bytes
+    that are free in each place that this machine has."""
 
     title: str
     bytes: dict[str, tuple[str, float]]
@@ -39,8 +40,12 @@ class Plan:
 
     def frame(self) -> pd.DataFrame:
         """One row a term."""
-        return pd.DataFrame([{"term": term, "where": where, "GiB": amount / GIB}
-                             for term, (where, amount) in self.bytes.items()])
+        return pd.DataFrame(
+            [
+                {"term": term, "where": where, "GiB": amount / GIB}
+                for term, (where, amount) in self.bytes.items()
+            ]
+        )
 
     def advice(self) -> str:
         """Whether it fits, and what to turn where it does not."""
@@ -49,28 +54,45 @@ class Plan:
         short = [place for place, free in self.free.items() if self.total(place) > free]
         if not short:
             return "fits"
-        largest = max((amount, term) for term, (where, amount) in self.bytes.items() if where == short[0])[1]
-        knobs = {"activations": "fewer samples, or offload='cpu' or 'disk'", "statistics": "method='wanda'",
-                 "feed-forward variables": "fewer samples", "forward pass": "batch=1, or a shorter seqlen"}
-        return (f"does not fit: the {short[0]} needs {self.total(short[0]) / GIB:.1f} GiB and has "
-                f"{self.free[short[0]] / GIB:.1f} free. The largest term is {largest}: "
-                f"{knobs.get(largest, 'dtype=torch.bfloat16, or a smaller model')}.")
+        largest = max(
+            (amount, term) for term, (where, amount) in self.bytes.items() if where == short[0]
+        )[1]
+        knobs = {
+            "activations": "fewer samples, or offload='cpu' or 'disk'",
+            "statistics": "method='wanda'",
+            "feed-forward variables": "fewer samples",
+            "forward pass": "batch=1, or a shorter seqlen",
+        }
+        return (
+            f"does not fit: the {short[0]} needs {self.total(short[0]) / GIB:.1f} GiB and has "
+            f"{self.free[short[0]] / GIB:.1f} free. The largest term is {largest}: "
+            f"{knobs.get(largest, 'dtype=torch.bfloat16, or a smaller model')}."
+        )
 
     def __str__(self) -> str:
-        places = ", ".join(f"{place} {self.total(place) / GIB:.2f} GiB"
-                           + (f" of {self.free[place] / GIB:.1f} free" if place in self.free else "")
-                           for place in ("device", "host") if self.total(place))
+        places = ", ".join(
+            f"{place} {self.total(place) / GIB:.2f} GiB"
+            + (f" of {self.free[place] / GIB:.1f} free" if place in self.free else "")
+            for place in ("device", "host")
+            if self.total(place)
+        )
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        return (f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places}; {self.advice()}"
-                + f"\nabout {sum(self.seconds.values()) / 60:.1f} min: {phases}" * bool(phases))
+        return (
+            f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places};"
+            f" {self.advice()}"
+            + f"\nabout {sum(self.seconds.values()) / 60:.1f} min: {phases}"
+            * bool(phases)
+        )
 
     __repr__ = __str__
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that costs depend on; parameters of one block, of all that is outside the blocks, and of the
-    output head among those, where it is one of its own: it is copied from file to file and needs no memory."""
+    """The numbers of a model that costs depend on; parameters of one block, of all that is outside
+    the blocks, and of the output head among those, where it is one of its own: it is copied from
+    file to file and needs no memory.
+    """
 
     family: Family
     blocks: int
@@ -80,7 +102,9 @@ class Shape:
     block: int
     outside: int
     head: int
-    groups: tuple[tuple[int, int], ...]         # (inputs, outputs together) of the linears that share inputs
+    groups: tuple[
+        tuple[int, int], ...
+    ]  # (inputs, outputs together) of the linears that share inputs
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Shape":
@@ -89,19 +113,42 @@ class Shape:
         family, blocks = family_of(model), blocks_of(model)
         block = sum(p.numel() for p in blocks[0].parameters())
         linears = [[blocks[0].get_submodule(name) for name in group] for group in family.groups]
-        groups = tuple((group[0].in_features, sum(linear.out_features for linear in group)) for group in linears)
-        total, headless = (sum(p.numel() for p in part.parameters()) for part in (model, model.base_model))
-        return cls(family, len(blocks), config.hidden_size, groups[-1][0], config.vocab_size, block,
-                   total - len(blocks) * block, total - headless, groups)
+        groups = tuple(
+            (group[0].in_features, sum(linear.out_features for linear in group))
+            for group in linears
+        )
+        total, headless = (
+            sum(p.numel() for p in part.parameters()) for part in (model, model.base_model)
+        )
+        return cls(
+            family,
+            len(blocks),
+            config.hidden_size,
+            groups[-1][0],
+            config.vocab_size,
+            block,
+            total - len(blocks) * block,
+            total - headless,
+            groups,
+        )
 
 
-def plan(model: str | Path | nn.Module | PretrainedConfig, method: str | Method = "sparsegpt", samples: int = 128,
-         seqlen: int = 2048, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None,
-         offload: str = "device", measure: bool = True) -> Plan:
+def plan(
+    model: str | Path | nn.Module | PretrainedConfig,
+    method: str | Method = "sparsegpt",
+    samples: int = 128,
+    seqlen: int = 2048,
+    device: str | torch.device | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    offload: str = "device",
+    measure: bool = True,
+) -> Plan:
     """What ``sl.prune(model, ..., out=...)`` will need: bytes by term and seconds by phase.
 
-    The memory is what the engine allocates, term by term. The seconds are its matrix products over half of the speed that
-    a large product reaches on the device now. ``sl.prune(..., dry_run=True)`` measures a block instead.
+    The memory is what the engine allocates, term by term. The seconds are its matrix products over
+    half of the speed that a large product reaches on the device now. ``sl.prune(...,
+    dry_run=True)`` measures a block instead.
 
     Parameters
     ----------
@@ -118,8 +165,8 @@ def plan(model: str | Path | nn.Module | PretrainedConfig, method: str | Method 
     offload : {'device', 'cpu', 'disk'}
         Where the activations wait between two blocks.
     measure : bool
-        Take a second to measure the device's speed; without it, and for 'cuda' on a machine without a GPU, the seconds are
-        left out.
+        Take a second to measure the device's speed; without it, and for 'cuda' on a machine without
+        a GPU, the seconds are left out.
 
     Returns
     -------
@@ -133,9 +180,15 @@ def plan(model: str | Path | nn.Module | PretrainedConfig, method: str | Method 
     dtype = dtype or (torch.float32 if device.type == "cpu" else config.dtype or torch.float16)
     shape, method = Shape.of(config), find_method(method)
     size, tokens = torch.empty((), dtype=dtype).element_size(), samples * seqlen
-    name = getattr(config, "name_or_path", "") if isinstance(model, PretrainedConfig) else str(model)
-    title = (f"{name or type(config).__name__}: {shape.blocks} blocks, {shape.blocks * shape.block + shape.outside} "
-             f"parameters, {str(dtype).removeprefix('torch.')}; {method}; calibration {samples} x {seqlen} tokens; {device}")
+    name = (
+        getattr(config, "name_or_path", "") if isinstance(model, PretrainedConfig) else str(model)
+    )
+    title = (
+        f"{name or type(config).__name__}: {shape.blocks} blocks,"
+        f" {shape.blocks * shape.block + shape.outside} parameters,"
+        f" {str(dtype).removeprefix('torch.')}; {method}; calibration {samples} x {seqlen} tokens;"
+        f" {device}"
+    )
     terms = memory_terms(shape, method, tokens, seqlen, size, device.type, offload)
     here = device.type == "cpu" or torch.cuda.is_available()
     seconds = phases(shape, method, tokens, seqlen, size, device, dtype) if measure and here else {}
@@ -149,54 +202,87 @@ def _check_plan(device: torch.device, samples: int, seqlen: int, offload: str) -
     if device.type not in RUNTIME:
         raise SparselabError(f"device={str(device)!r}: a plan is for 'cpu' or 'cuda'.")
     if samples < 1 or seqlen < 2:
-        raise SparselabError(f"a plan needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}.")
+        raise SparselabError(
+            f"a plan needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}."
+        )
     if offload not in ActivationStore.PLACES:
         places = ", ".join(map(repr, ActivationStore.PLACES))
-        raise SparselabError(f"offload={offload!r}: a plan is for {places}; 'auto' chooses one of them when the run begins.")
+        raise SparselabError(
+            f"offload={offload!r}: a plan is for {places}; 'auto' chooses one of them when the run"
+            " begins."
+        )
 
 
-def memory_terms(shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: str, offload: str
-                 ) -> dict[str, tuple[str, float]]:
+def memory_terms(
+    shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: str, offload: str
+) -> dict[str, tuple[str, float]]:
     """Bytes by term, and where they lie; size: bytes of a weight."""
     aimed, host = method.targets != DENSE_BLOCK, "host" if device == "cuda" else "device"
     widths = [inputs for inputs, _ in shape.groups]
-    squares = [4 * width**2 for width in widths]                             # one float32 Gram matrix each
+    squares = [4 * width**2 for width in widths]  # one float32 Gram matrix each
     in_order, gram = method.in_order or aimed, GRAM in method.all_needs
-    statistics = (max(squares) * (2 if aimed else 1) if in_order else sum(squares)) if gram else 4 * sum(widths)
+    statistics = (
+        (max(squares) * (2 if aimed else 1) if in_order else sum(squares))
+        if gram
+        else 4 * sum(widths)
+    )
     largest = max(4 * inputs * outputs for inputs, outputs in shape.groups)
     batch = max(1, (TOKENS_AT_ONCE if device == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
     forward = size * min(tokens, batch * seqlen) * (8 * shape.width + 4 * shape.inner)
     where = {"device": "device", "cpu": host, "disk": "disk"}[offload]
-    terms = {"Python and torch": ("device", RUNTIME[device]),
-             "before the blocks": ("device", size * (shape.outside - shape.head)),
-             "block" + ", and as it was dense" * aimed: ("device", size * shape.block * (1 + aimed)),
-             "next block, read ahead": (host, size * shape.block),
-             "activations": (where, size * tokens * shape.width * (1 + aimed)), "forward pass": ("device", forward),
-             "statistics": ("device", statistics),
-             "solver": ("device", (max(squares) if gram else 0) + 4 * largest)}
+    terms = {
+        "Python and torch": ("device", RUNTIME[device]),
+        "before the blocks": ("device", size * (shape.outside - shape.head)),
+        "block" + ", and as it was dense" * aimed: ("device", size * shape.block * (1 + aimed)),
+        "next block, read ahead": (host, size * shape.block),
+        "activations": (where, size * tokens * shape.width * (1 + aimed)),
+        "forward pass": ("device", forward),
+        "statistics": ("device", statistics),
+        "solver": ("device", (max(squares) if gram else 0) + 4 * largest),
+    }
     own = method.ffn_bytes(tokens, shape.width, shape.inner, len(shape.family.ffn), size)
     return terms | {name: ("device", value) for name, value in own.items()}
 
 
-def phases(shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: torch.device, dtype: torch.dtype
-           ) -> dict[str, float]:
+def phases(
+    shape: Shape,
+    method: Method,
+    tokens: int,
+    seqlen: int,
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
     """Seconds by phase: floating point operations over measured speeds."""
     speed, exact = (SHARE * product_speed(device, kind) for kind in (dtype, torch.float32))
     aimed, gram = method.targets != DENSE_BLOCK, GRAM in method.all_needs
     forward = tokens * (2 * shape.block + 4 * seqlen * shape.width) * shape.blocks / speed
-    passes = 4 if aimed else 2                                               # collect and replay, of both models
+    passes = 4 if aimed else 2  # collect and replay, of both models
     grams = sum(2 * tokens * inputs**2 * (2 if aimed else 0.6) for inputs, _ in shape.groups) * gram
-    solve = sum(method.products * outputs * inputs**2 + 2 * inputs**3 * gram for inputs, outputs in shape.groups)
-    seconds = {"forward passes": passes * forward, "Gram matrices": shape.blocks * grams / exact,
-               "solve": shape.blocks * solve / exact}
+    solve = sum(
+        method.products * outputs * inputs**2 + 2 * inputs**3 * gram
+        for inputs, outputs in shape.groups
+    )
+    seconds = {
+        "forward passes": passes * forward,
+        "Gram matrices": shape.blocks * grams / exact,
+        "solve": shape.blocks * solve / exact,
+    }
     if own := method.ffn_operations(tokens, shape.width, shape.inner, len(shape.family.ffn)):
         seconds["feed-forward sub-problems"] = shape.blocks * own / exact
     return seconds
 
 
-def product_speed(device: torch.device, dtype: torch.dtype, width: int = 2048, budget: float = 0.3) -> float:
-    """Floating point operations a second in a product of two width x width matrices, the best of some runs."""
-    a, best, end = torch.randn(width, width, device=device).to(dtype), float("inf"), time.perf_counter() + budget
+def product_speed(
+    device: torch.device, dtype: torch.dtype, width: int = 2048, budget: float = 0.3
+) -> float:
+    """Floating point operations a second in a product of two width x width matrices, the best of
+    some runs."""
+    a, best, end = (
+        torch.randn(width, width, device=device).to(dtype),
+        float("inf"),
+        time.perf_counter() + budget,
+    )
     while time.perf_counter() < end or best == float("inf"):
         started = time.perf_counter()
         a @ a

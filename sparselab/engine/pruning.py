@@ -1,4 +1,5 @@
 """`prune`, the one call: what can be wrong with it is found here, before anything changes."""
+
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +14,13 @@ from ..methods.base import Method
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of, linears_of, model_name
 from ..models.loading import find_device, find_dtype
-from ..models.validation import check_feed_forward, check_not_shared, check_ready, check_rows, check_weights
+from ..models.validation import (
+    check_feed_forward,
+    check_not_shared,
+    check_ready,
+    check_rows,
+    check_weights,
+)
 from ..patterns import Allocation, Pattern, describe_allocation
 from ..runtime.files import DISTRIBUTION
 from .block import PhaseClock, PruningRun
@@ -23,44 +30,64 @@ from .sources import InMemoryBlocks, StreamedBlocks
 
 
 @torch.no_grad()
-def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str | Method,
-          sparsity: float | str | Mapping, layers: Iterable[int] | str | None = None, modules: Iterable[str] | None = None,
-          refit: bool | None = None, targets: str | None = None, in_order: bool | None = None, batch: int | None = None,
-          progress: bool = True, out: str | Path | None = None, offload: str = "auto", dtype: torch.dtype | None = None,
-          device: str | torch.device | None = None, dry_run: bool = False) -> Report:
-    """Prune a model of the OPT or LLaMA family, block by block, by the protocol of SparseGPT and Wanda.
+def prune(
+    model: nn.Module | str | Path,
+    calibration: LongTensor,
+    *,
+    method: str | Method,
+    sparsity: float | str | Mapping,
+    layers: Iterable[int] | str | None = None,
+    modules: Iterable[str] | None = None,
+    refit: bool | None = None,
+    targets: str | None = None,
+    in_order: bool | None = None,
+    batch: int | None = None,
+    progress: bool = True,
+    out: str | Path | None = None,
+    offload: str = "auto",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    dry_run: bool = False,
+) -> Report:
+    """Prune a model of the OPT or LLaMA family, block by block, by the protocol of SparseGPT and
+    Wanda.
 
-    Unless a switch says otherwise, the statistics of all linears of a block come from one pass through the still dense
-    block, whose inputs come from the pruned blocks before it. Embeddings, norms, biases and the output head stay dense.
-    Before anything changes, the engine proves that block by block equals ``model(ids)``, and prints the dense perplexity
-    of a few calibration windows (a model in files: on its first two blocks, without the perplexity).
+    Unless a switch says otherwise, the statistics of all linears of a block come from one pass
+    through the still dense block, whose inputs come from the pruned blocks before it. Embeddings,
+    norms, biases and the output head stay dense. Before anything changes, the engine proves that
+    block by block equals ``model(ids)``, and prints the dense perplexity of a few calibration
+    windows (a model in files: on its first two blocks, without the perplexity).
 
     Parameters
     ----------
     model : nn.Module, str or Path
-        What `sl.load` gave, which is pruned in place; or the name of a model (a folder, a Hub id), which is then read from
-        its files block by block and written to the folder `out`: never whole in memory, and an interrupted run goes on
-        where the same call is made again.
+        What `sl.load` gave, which is pruned in place; or the name of a model (a folder, a Hub id),
+        which is then read from its files block by block and written to the folder `out`: never
+        whole in memory, and an interrupted run goes on where the same call is made again.
     calibration : LongTensor of shape (samples, seqlen)
         Token ids, see `sl.calibration`.
     method : str or Method
         A name, such as 'wanda', or an instance, such as ``sl.SparseGPT(damp=0.1)``.
     sparsity : float, str or Mapping
-        A fraction of zeros such as 0.7, or 'n:m', n zeros in every m consecutive inputs; or one of them for each block (by
-        number) or linear (by its full name), such as `sl.owl` and `sl.by_sensitivity` give.
+        A fraction of zeros such as 0.7, or 'n:m', n zeros in every m consecutive inputs; or one of
+        them for each block (by number) or linear (by its full name), such as `sl.owl` and
+        `sl.by_sensitivity` give.
     layers : iterable of int or str, optional
-        The blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables. Default: all.
+        The blocks to prune, a range or list of numbers, or 'first half' as in SparseLLM's tables.
+        Default: all.
     modules : iterable of str, optional
-        The linears to prune, by the end of their names, such as ['fc1', 'fc2']. Default: all of the family.
+        The linears to prune, by the end of their names, such as ['fc1', 'fc2']. Default: all of the
+        family.
     refit : bool, optional
-        Fit the kept weights exactly under the mask. This switch and the next two belong to every method (see `sl.Method`);
-        they are set here or on the instance. Default: the method's own.
+        Fit the kept weights exactly under the mask. This switch and the next two belong to every
+        method (see `sl.Method`); they are set here or on the instance. Default: the method's own.
     targets : {'dense-block', 'dense-model', 'dense-stream'}, optional
-        What a linear aims at: what it gives in the dense block, in the dense model, or what the dense model's residual
-        stream is after it. Default: the method's own.
+        What a linear aims at: what it gives in the dense block, in the dense model, or what the
+        dense model's residual stream is after it. Default: the method's own.
     in_order : bool, optional
-        Prune the linears of a block in the order in which they run, each on the inputs that the pruned ones before it
-        leave (what GPTQ's code calls ``true_sequential``). Default: the method's own.
+        Prune the linears of a block in the order in which they run, each on the inputs that the
+        pruned ones before it leave (what GPTQ's code calls ``true_sequential``). Default: the
+        method's own.
     batch : int, optional
         Windows at once. Default: what free memory holds.
     progress : bool, default True
@@ -68,14 +95,14 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     out : str or Path, optional
         The folder of the result, for a model that is given by name.
     offload : {'auto', 'device', 'cpu', 'disk'}, default 'auto'
-        Where the activations wait between two blocks; 'disk' is a file without a name. 'auto': on the device while they
-        fill at most 40 % of what is free there, else in the host's memory while they fill at most half of what is free,
-        else on disk.
+        Where the activations wait between two blocks; 'disk' is a file without a name. 'auto': on
+        the device while they fill at most 40 % of what is free there, else in the host's memory
+        while they fill at most half of what is free, else on disk.
     dtype, device : torch.dtype, torch.device or str, optional
         For a model that is given by name; they mean what they mean to `sl.load`.
     dry_run : bool, default False
-        Prune the first of the blocks only, leave it as it was, write nothing. The report's seconds are those of the whole
-        run, extrapolated (see also `sl.plan`, which needs no model).
+        Prune the first of the blocks only, leave it as it was, write nothing. The report's seconds
+        are those of the whole run, extrapolated (see also `sl.plan`, which needs no model).
 
     Returns
     -------
@@ -89,10 +116,16 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     """
     started = time.perf_counter()
     given = {"refit": refit, "targets": targets, "in_order": in_order}
-    method = replace(find_method(method), **{name: value for name, value in given.items() if value is not None})
+    method = replace(
+        find_method(method), **{name: value for name, value in given.items() if value is not None}
+    )
     if batch is not None and batch < 1:
-        raise SparselabError(f"batch={batch}: windows at once, 1 or more; None takes what free memory holds.")
-    pattern = (Allocation if isinstance(sparsity, (Mapping, Allocation)) else Pattern).parse(sparsity)
+        raise SparselabError(
+            f"batch={batch}: windows at once, 1 or more; None takes what free memory holds."
+        )
+    pattern = (Allocation if isinstance(sparsity, (Mapping, Allocation)) else Pattern).parse(
+        sparsity
+    )
     source = _source(model, out, dtype, device, dry_run)
     try:
         run = _prepare(source, calibration, method, pattern, layers, modules)
@@ -107,21 +140,35 @@ def prune(model: nn.Module | str | Path, calibration: LongTensor, *, method: str
     return report
 
 
-def _source(model: nn.Module | str | Path, out, dtype, device, dry_run: bool) -> InMemoryBlocks | StreamedBlocks:
+def _source(
+    model: nn.Module | str | Path, out, dtype, device, dry_run: bool
+) -> InMemoryBlocks | StreamedBlocks:
     if not isinstance(model, nn.Module):
         if out is None and not dry_run:
-            raise SparselabError(f"prune({str(model)!r}) reads a model block by block and writes the result: say where, "
-                                 "out='folder'. To prune in memory, pass the model that sl.load gives.")
+            raise SparselabError(
+                f"prune({str(model)!r}) reads a model block by block and writes the result: say"
+                " where, out='folder'. To prune in memory, pass the model that sl.load gives."
+            )
         device, dtype = find_device(device), find_dtype(dtype)
-        return StreamedBlocks(model, out, dtype or (torch.float32 if device.type == "cpu" else None), device)
+        return StreamedBlocks(
+            model, out, dtype or (torch.float32 if device.type == "cpu" else None), device
+        )
     if out or dtype or device:
-        raise SparselabError("out=, dtype= and device= belong to a model given by name. A model in memory is pruned in "
-                             "place, as it is; write it with sl.save.")
+        raise SparselabError(
+            "out=, dtype= and device= belong to a model given by name. A model in memory is pruned"
+            " in place, as it is; write it with sl.save."
+        )
     return InMemoryBlocks(model)
 
 
-def _prepare(source: InMemoryBlocks | StreamedBlocks, calibration: LongTensor, method: Method,
-             pattern: Pattern | Allocation, layers, modules) -> PruningRun:
+def _prepare(
+    source: InMemoryBlocks | StreamedBlocks,
+    calibration: LongTensor,
+    method: Method,
+    pattern: Pattern | Allocation,
+    layers,
+    modules,
+) -> PruningRun:
     """Everything that can be wrong is found here, before minutes pass."""
     model = source.model
     check_ready(model)
@@ -141,20 +188,27 @@ def _prepare(source: InMemoryBlocks | StreamedBlocks, calibration: LongTensor, m
     if isinstance(pattern, Allocation):
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}
         report.settings["pattern"] = describe_allocation(shares, sizes)
-        report.settings["shares"] = {name: f"{share.n}:{share.m}" if share.m else share.sparsity
-                                     for name, share in shares.items()}
+        report.settings["shares"] = {
+            name: f"{share.n}:{share.m}" if share.m else share.sparsity
+            for name, share in shares.items()
+        }
     clock = PhaseClock(report.seconds, next(model.parameters()).device)
-    return PruningRun(source, calibration, family, method, pattern, chosen, shares, linears, clock, report)
+    return PruningRun(
+        source, calibration, family, method, pattern, chosen, shares, linears, clock, report
+    )
 
 
-def _shares(method: Method, pattern: Pattern | Allocation, linears: dict[str, nn.Linear], family: Family
-            ) -> dict[str, Pattern]:
+def _shares(
+    method: Method, pattern: Pattern | Allocation, linears: dict[str, nn.Linear], family: Family
+) -> dict[str, Pattern]:
     """The pattern of each matrix: as the user divided it, else as the method does."""
     if not isinstance(pattern, Allocation):
         return method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
     if method.allocates:
-        raise SparselabError(f"{method} divides the zeros among the matrices itself: give it one number as sparsity=, or "
-                             "take scope='matrix'.")
+        raise SparselabError(
+            f"{method} divides the zeros among the matrices itself: give it one number as"
+            " sparsity=, or take scope='matrix'."
+        )
     return pattern.shares(linears, family.blocks)
 
 
@@ -163,16 +217,20 @@ def _chosen_layers(layers: Iterable[int] | str | None, count: int) -> list[int]:
         return list(range(count))
     if isinstance(layers, str) and layers == "first half":
         layers = range(count // 2)
-    chosen = [*layers] if isinstance(layers, Iterable) else [layers]         # a single number will do
+    chosen = [*layers] if isinstance(layers, Iterable) else [layers]  # a single number will do
     if not all(hasattr(number, "__index__") for number in chosen):
-        raise SparselabError(f"layers={layers!r}: a range or list of block numbers, or 'first half'.")
+        raise SparselabError(
+            f"layers={layers!r}: a range or list of block numbers, or 'first half'."
+        )
     chosen = sorted({*map(int, chosen)})
     if not chosen or chosen[0] < 0 or chosen[-1] >= count:
         raise SparselabError(f"layers={chosen}: choose some of the blocks 0 to {count - 1}.")
     return chosen
 
 
-def _chosen_linears(model: nn.Module, layers: list[int], modules: Iterable[str] | None) -> dict[str, nn.Linear]:
+def _chosen_linears(
+    model: nn.Module, layers: list[int], modules: Iterable[str] | None
+) -> dict[str, nn.Linear]:
     linears = linears_of(model, layers)
     if modules is None:
         return linears
@@ -180,14 +238,35 @@ def _chosen_linears(model: nn.Module, layers: list[int], modules: Iterable[str] 
     known = sorted({name.split(".")[-1] for name in linears})
     for module in modules or ("",):
         if not any(name.endswith(f".{module}") for name in linears):
-            raise SparselabError(f"modules={list(modules)}: no linear is called {module!r}. Known: {', '.join(known)}.")
-    return {name: linear for name, linear in linears.items() if any(name.endswith(f".{m}") for m in modules)}
+            raise SparselabError(
+                f"modules={list(modules)}: no linear is called {module!r}. Known:"
+                f" {', '.join(known)}."
+            )
+    return {
+        name: linear
+        for name, linear in linears.items()
+        if any(name.endswith(f".{m}") for m in modules)
+    }
 
 
-def _settings(model, calibration, method: Method, pattern: Pattern, layers: list[int], blocks: int) -> dict:
+def _settings(
+    model, calibration, method: Method, pattern: Pattern, layers: list[int], blocks: int
+) -> dict:
     weight = next(model.parameters())
-    return {"model": model_name(model), "method": str(method), "pattern": str(pattern), "samples": len(calibration),
-            "seqlen": calibration.shape[1], "layers": layers, "blocks": blocks,
-            "dtype": str(weight.dtype).removeprefix("torch."), "device": weight.device.type,
-            "dense_perplexity": None, "gate_windows": 0,
-            "versions": {"sparselab": version(DISTRIBUTION), **{name: version(name) for name in ("torch", "transformers")}}}
+    return {
+        "model": model_name(model),
+        "method": str(method),
+        "pattern": str(pattern),
+        "samples": len(calibration),
+        "seqlen": calibration.shape[1],
+        "layers": layers,
+        "blocks": blocks,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": weight.device.type,
+        "dense_perplexity": None,
+        "gate_windows": 0,
+        "versions": {
+            "sparselab": version(DISTRIBUTION),
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+    }

@@ -1,4 +1,5 @@
 """What a pruning run did, matrix by matrix; and a pruned model on disk."""
+
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,9 +11,9 @@ from ..runtime.files import write_json
 
 @dataclass
 class MatrixRow:
-    """One pruned matrix. Errors are ||T X - W' X|| / ||T X|| over `error_tokens` calibration tokens, where T is the dense
-    weight or what `targets` made of it: `error_before` with the mask alone on T, `error_after` with the weights that the
-    method left."""
+    """One pruned matrix. Errors are ||T X - W' X|| / ||T X|| over `error_tokens` calibration
+    tokens, where T is the dense weight or what `targets` made of it: `error_before` with the mask
+    alone on T, `error_after` with the weights that the method left."""
 
     name: str
     layer: int
@@ -35,19 +36,24 @@ class MatrixRow:
 
 @dataclass
 class Report:
-    """Settings and results of one `prune` call. A table in Jupyter and in a terminal; `frame()` for pandas."""
+    """Settings and results of one `prune` call. A table in Jupyter and in a terminal; `frame()` for
+    pandas."""
 
     settings: dict
     rows: list[MatrixRow] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)      # by phase; "total" is the whole call
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase; "total" is the whole call
     peak_bytes: int = 0
-    epochs: list[dict] = field(default_factory=list)             # SparseLLM: error and penalty terms per block and epoch
+    epochs: list[dict] = field(
+        default_factory=list
+    )  # SparseLLM: error and penalty terms per block and epoch
 
     @property
     def sparsity(self) -> float:
         """Share of zeros in all pruned matrices together."""
         sizes = [row.shape[0] * row.shape[1] for row in self.rows]
-        return sum(row.sparsity * size for row, size in zip(self.rows, sizes, strict=True)) / max(sum(sizes), 1)
+        return sum(row.sparsity * size for row, size in zip(self.rows, sizes, strict=True)) / max(
+            sum(sizes), 1
+        )
 
     @property
     def error(self) -> float:
@@ -71,13 +77,23 @@ class Report:
     def title(self) -> str:
         """One line: model, method, pattern, calibration, result."""
         s = self.settings
-        trial = f"dry run of block {s['dry_run']}, seconds extrapolated to all: " if "dry_run" in s else ""
-        text = (f"{trial}{s['model']} ({s['dtype']}, {s['device']}), {s['method']}, sparsity {s['pattern']}; "
-                f"calibration {s['samples']} x {s['seqlen']} tokens; {len(self.rows)} matrices in "
-                f"{len(s['layers'])} of {s['blocks']} blocks: {self.sparsity:.2%} zeros, "
-                f"mean relative output error {self.error:.3f}")
-        return text if s["dense_perplexity"] is None else text + (
-            f"; dense perplexity on {s['gate_windows']} calibration windows {s['dense_perplexity']:.2f}")
+        trial = (
+            f"dry run of block {s['dry_run']}, seconds extrapolated to all: "
+            if "dry_run" in s
+            else ""
+        )
+        text = (
+            f"{trial}{s['model']} ({s['dtype']}, {s['device']}), {s['method']}, sparsity"
+            f" {s['pattern']}; calibration {s['samples']} x {s['seqlen']} tokens; {len(self.rows)}"
+            f" matrices in {len(s['layers'])} of {s['blocks']} blocks: {self.sparsity:.2%} zeros,"
+            f" mean relative output error {self.error:.3f}"
+        )
+        return (
+            text
+            if s["dense_perplexity"] is None
+            else text + f"; dense perplexity on {s['gate_windows']} calibration windows"
+            f" {s['dense_perplexity']:.2f}"
+        )
 
     def footer(self) -> str:
         """Seconds by phase and peak memory."""
@@ -91,17 +107,26 @@ class Report:
         frame["damp"] = ["" if damp is None else f"{damp:g}" for damp in frame["damp"]]
         frame["peak_bytes"] = [f"{value / 2**20:.0f} MiB" for value in frame["peak_bytes"]]
         frame["seconds"] = [f"{value:.3f} s" for value in frame["seconds"]]
-        return frame.round({"sparsity": 4, "error_before": 4, "error_after": 4}).rename(columns={
-            "peak_bytes": "peak", "error_before": "error before", "error_after": "error after"})
+        return frame.round({"sparsity": 4, "error_before": 4, "error_after": 4}).rename(
+            columns={
+                "peak_bytes": "peak",
+                "error_before": "error before",
+                "error_after": "error after",
+            }
+        )
 
     def __str__(self) -> str:
         if not self.rows:
             return self.title()
-        return f"{self.title()}\n{self._table().to_string(index=False, max_rows=14)}\n{self.footer()}"
+        return (
+            f"{self.title()}\n{self._table().to_string(index=False, max_rows=14)}\n{self.footer()}"
+        )
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         table = self._table().to_html(index=False, border=0) if self.rows else ""
-        return (f"<p>{self.title()}</p><div style='max-height:22em;overflow:auto'>{table}</div>"
-                f"<p>{self.footer()}</p>")
+        return (
+            f"<p>{self.title()}</p><div style='max-height:22em;overflow:auto'>{table}</div>"
+            f"<p>{self.footer()}</p>"
+        )

@@ -1,4 +1,5 @@
 """Perplexity by the papers' definition, with its standard error; and what a model writes."""
+
 import math
 
 import torch
@@ -12,9 +13,10 @@ from ..runtime.memory import in_batches
 
 
 class Perplexity(float):
-    """A perplexity that carries its standard error, the number of windows, and each window's mean loss in nats."""
+    """A perplexity that carries its standard error, the number of windows, and each window's mean
+    loss in nats."""
 
-    losses: Tensor                  # float32 [windows]
+    losses: Tensor  # float32 [windows]
     seqlen: int
 
     def __new__(cls, losses: Tensor, seqlen: int):
@@ -30,14 +32,18 @@ class Perplexity(float):
 
     @property
     def stderr(self) -> float:
-        """Standard error over windows, carried through the exponential (delta method); NaN for a single window."""
+        """Standard error over windows, carried through the exponential (delta method); NaN for a
+        single window."""
         return float(self) * self.losses.double().std().item() / math.sqrt(self.windows)
 
     def ratio(self, other: "Perplexity") -> tuple[float, float]:
-        """log(self / other) and its standard error, paired window by window: far sharper than two separate errors."""
+        """log(self / other) and its standard error, paired window by window: far sharper than two
+        separate errors."""
         if (self.losses.shape, self.seqlen) != (other.losses.shape, other.seqlen):
-            raise SparselabError(f"ratio compares two models on the same windows, not {self.windows} of {self.seqlen} "
-                                 f"tokens with {other.windows} of {other.seqlen}.")
+            raise SparselabError(
+                f"ratio compares two models on the same windows, not {self.windows} of"
+                f" {self.seqlen} tokens with {other.windows} of {other.seqlen}."
+            )
         difference = (self.losses - other.losses).double()
         return difference.mean().item(), difference.std().item() / math.sqrt(len(difference))
 
@@ -48,15 +54,20 @@ class Perplexity(float):
         return f"{float(self):.2f}"
 
     def __repr__(self) -> str:
-        return f"{float(self):.2f} ± {self.stderr:.2f} ({self.windows} windows of {self.seqlen} tokens)"
+        return (
+            f"{float(self):.2f} ± {self.stderr:.2f} ({self.windows} windows of {self.seqlen}"
+            " tokens)"
+        )
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, progress: bool = True) -> Perplexity:
+def perplexity(
+    model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, progress: bool = True
+) -> Perplexity:
     """Perplexity of a text in windows that do not overlap; the remainder is dropped.
 
-    Each window is scored with its seqlen - 1 inner predictions; the result is exp of the mean over windows. The loss is
-    computed in float32 whatever the model's dtype.
+    Each window is scored with its seqlen - 1 inner predictions; the result is exp of the mean over
+    windows. The loss is computed in float32 whatever the model's dtype.
 
     Parameters
     ----------
@@ -83,10 +94,14 @@ def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, prog
     check_windows(model, seqlen)
     check_ids(model, tokens, "the evaluation text")
     if tokens.ndim != 1 or len(tokens) < seqlen:
-        raise SparselabError(f"the evaluation text has shape {tuple(tokens.shape)}: perplexity needs one row of at least "
-                             f"seqlen={seqlen} tokens. Use a longer text or a shorter seqlen.")
-    windows = tokens[:len(tokens) // seqlen * seqlen].view(-1, seqlen)
-    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not progress, leave=False) as bar:
+        raise SparselabError(
+            f"the evaluation text has shape {tuple(tokens.shape)}: perplexity needs one row of at"
+            f" least seqlen={seqlen} tokens. Use a longer text or a shorter seqlen."
+        )
+    windows = tokens[: len(tokens) // seqlen * seqlen].view(-1, seqlen)
+    with tqdm(
+        total=len(windows), desc="perplexity", unit="window", disable=not progress, leave=False
+    ) as bar:
         losses = in_batches(lambda ids: window_losses(model, ids), windows, model, bar)
     check_finite(model, torch.cat(losses), "windows' losses")
     return Perplexity(torch.cat(losses), seqlen)
@@ -94,12 +109,19 @@ def perplexity(model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, prog
 
 def window_losses(model: nn.Module, ids: LongTensor) -> Tensor:
     """Mean next-token loss of each window, ids [b, seqlen] -> float32 [b]."""
-    logits = model(ids.to(model.device), use_cache=False).logits            # [b, seqlen, vocabulary]
+    logits = model(ids.to(model.device), use_cache=False).logits  # [b, seqlen, vocabulary]
     return token_losses(logits, ids).mean(1).cpu()
 
 
 def token_losses(logits: Tensor, ids: LongTensor) -> Tensor:
-    """Loss of each next token, logits [b, seqlen, vocabulary], ids [b, seqlen] -> float32 [b, seqlen - 1]."""
+    """Loss of each next token, logits [b, seqlen, vocabulary], ids [b, seqlen] -> float32 [b,
+    seqlen - 1]."""
     targets = ids[:, 1:].to(logits.device)
-    return torch.stack([F.cross_entropy(row[:-1].float(), target, reduction="none")     # a window at a time: memory
-                        for row, target in zip(logits, targets, strict=True)])
+    return torch.stack(
+        [
+            F.cross_entropy(
+                row[:-1].float(), target, reduction="none"
+            )  # a window at a time: memory
+            for row, target in zip(logits, targets, strict=True)
+        ]
+    )

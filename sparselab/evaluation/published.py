@@ -1,4 +1,6 @@
-"""Published numbers, each with where it was read, and ours beside them: signed gaps, and never across protocols unsaid."""
+"""Published numbers, each with where it was read, and ours beside them: signed gaps, and never
+across protocols unsaid."""
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,8 +11,20 @@ from ..patterns import Pattern
 from ..runtime.files import ROOT
 
 PAPERS = ROOT / "data" / "papers"
-COLUMNS = ("paper", "table_or_figure", "model", "method", "pattern", "sparsity", "metric", "dataset", "value",
-           "layers_pruned", "seqlen", "source")
+COLUMNS = (
+    "paper",
+    "table_or_figure",
+    "model",
+    "method",
+    "pattern",
+    "sparsity",
+    "metric",
+    "dataset",
+    "value",
+    "layers_pruned",
+    "seqlen",
+    "source",
+)
 # What must agree before two perplexities can be compared, with the words for it.
 PROTOCOL = {"model": "model", "layers_pruned": "layers pruned", "seqlen": "tokens in a window"}
 
@@ -20,11 +34,16 @@ MORE_DENSE = {("facebook/opt-125m", "wikitext2", 2048): 27.65}
 
 
 def known_dense(name: str, corpus: str, seqlen: int) -> float | None:
-    """The dense perplexity that the papers print for this model, text and window length, where there is one: to tell at
-    once whether model, text and protocol are right."""
+    """The dense perplexity that the papers print for this model, text and window length, where
+    there is one: to tell at once whether model, text and protocol are right."""
     table = papers()
-    rows = table[(table.method == "dense") & (table.metric == "perplexity") & (table.model == name)
-                 & (table.dataset == corpus) & (table.seqlen == seqlen)]
+    rows = table[
+        (table.method == "dense")
+        & (table.metric == "perplexity")
+        & (table.model == name)
+        & (table.dataset == corpus)
+        & (table.seqlen == seqlen)
+    ]
     return rows.value.iloc[0] if len(rows) else MORE_DENSE.get((name, corpus, seqlen))
 
 
@@ -39,10 +58,11 @@ def papers(*names: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a number. Columns: paper, table_or_figure, model (Hub id), method (as in sweeps), pattern (n:m counts
-        zeros), sparsity, metric, dataset, value, layers_pruned ('all', 'first half', 'none' for dense), seqlen (tokens in
-        an evaluation window), source (where the number was read, which for some papers is a text that quotes them). Only
-        numbers that someone can look up are there; the rest of the papers' tables is missing, not zero.
+        One row a number. Columns: paper, table_or_figure, model (Hub id), method (as in sweeps),
+        pattern (n:m counts zeros), sparsity, metric, dataset, value, layers_pruned ('all', 'first
+        half', 'none' for dense), seqlen (tokens in an evaluation window), source (where the number
+        was read, which for some papers is a text that quotes them). Only numbers that someone can
+        look up are there; the rest of the papers' tables is missing, not zero.
 
     Raises
     ------
@@ -53,18 +73,30 @@ def papers(*names: str) -> pd.DataFrame:
     for name in names:
         if name not in files:
             raise SparselabError(f"no published numbers under {name!r}.{did_you_mean(name, files)}")
-    return pd.concat([pd.read_csv(files[name], dtype={"pattern": str, "seqlen": "Int64"}) for name in names or files],
-                     ignore_index=True)
+    return pd.concat(
+        [
+            pd.read_csv(files[name], dtype={"pattern": str, "seqlen": "Int64"})
+            for name in names or files
+        ],
+        ignore_index=True,
+    )
 
 
-def gaps(ours: pd.DataFrame, theirs: pd.DataFrame | None = None, *, dataset: str = "wikitext2", mixed: bool = False
-         ) -> pd.DataFrame:
-    """Ours and theirs by method and pattern: perplexity (mean over seeds), stderr, value, gap = ours - theirs, gap_percent,
-    and `difference`, which names what differs between the protocols ('' where nothing does).
+def gaps(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame | None = None,
+    *,
+    dataset: str = "wikitext2",
+    mixed: bool = False,
+) -> pd.DataFrame:
+    """Ours and theirs by method and pattern: perplexity (mean over seeds), stderr, value, gap =
+    ours - theirs, gap_percent, and `difference`, which names what differs between the protocols (''
+    where nothing does).
 
-    ours: rows of a sweep or a figure's table. theirs: some of `papers()`; None: all for the models of `ours`. Where a
-    model was loaded from a folder, say which it is first: `ours.assign(model="facebook/opt-125m")`. Raises a
-    SparselabError where nothing matches, or where protocols differ and mixed=True does not say that this is meant.
+    ours: rows of a sweep or a figure's table. theirs: some of `papers()`; None: all for the models
+    of `ours`. Where a model was loaded from a folder, say which it is first:
+    `ours.assign(model="facebook/opt-125m")`. Raises a SparselabError where nothing matches, or
+    where protocols differ and mixed=True does not say that this is meant.
     """
     mine = _ours(ours, dataset)
     published = papers() if theirs is None else theirs
@@ -72,41 +104,69 @@ def gaps(ours: pd.DataFrame, theirs: pd.DataFrame | None = None, *, dataset: str
     if theirs is None:
         published = published[published.model.isin(mine.model)]
     published = published.assign(pattern=published.pattern.map(Pattern.parse).map(str))
-    published = published.drop_duplicates([*PROTOCOL, "method", "pattern", "value"])     # a number that several papers print
+    published = published.drop_duplicates(
+        [*PROTOCOL, "method", "pattern", "value"]
+    )  # a number that several papers print
     table = mine.merge(published, on=["method", "pattern"], suffixes=("", "_theirs"))
     if table.empty:
-        raise SparselabError(f"no published perplexity on {dataset} matches these rows ({', '.join(mine.model.unique())}; "
-                             f"{', '.join(mine.method.unique())}). Choose some of sl.papers() as theirs=, and pass "
-                             "mixed=True if their model is another.")
+        raise SparselabError(
+            f"no published perplexity on {dataset} matches these rows"
+            f" ({', '.join(mine.model.unique())}; {', '.join(mine.method.unique())}). Choose some"
+            " of sl.papers() as theirs=, and pass mixed=True if their model is another."
+        )
     table["difference"] = [_difference(row) for row in table.to_dict("records")]
     if table.difference.any() and not mixed:
-        raise SparselabError(f"ours and theirs cannot be compared: {'; '.join(_distinct(table.difference))}. Run the same "
-                             "protocol, or pass mixed=True to draw both with the difference in the label.")
+        raise SparselabError(
+            f"ours and theirs cannot be compared: {'; '.join(_distinct(table.difference))}. Run the"
+            " same protocol, or pass mixed=True to draw both with the difference in the label."
+        )
     table["gap"] = table.perplexity - table.value
     return table.assign(gap_percent=100 * table.gap / table.value)
 
 
 def _ours(ours: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Means over seeds, with a row for the dense model; what a plain sweep does not record is said so."""
+    """Means over seeds, with a row for the dense model; what a plain sweep does not record is said
+    so."""
     rows = ours[ours.text == dataset]
     if rows.empty:
-        raise SparselabError(f"these rows hold no perplexity on {dataset!r}, but on {', '.join(ours.text.unique())}.")
-    rows = rows.assign(layers_pruned=rows.get("layers_pruned", "all"), text_windows=rows.get("text_windows", float("nan")),
-                       pattern=rows.pattern.map(Pattern.parse).map(str))
-    dense = rows.drop_duplicates([*PROTOCOL]).assign(method="dense", pattern="0", perplexity=lambda t: t.dense,
-                                                     stderr=float("nan"), layers_pruned="none")
+        raise SparselabError(
+            f"these rows hold no perplexity on {dataset!r}, but on {', '.join(ours.text.unique())}."
+        )
+    rows = rows.assign(
+        layers_pruned=rows.get("layers_pruned", "all"),
+        text_windows=rows.get("text_windows", float("nan")),
+        pattern=rows.pattern.map(Pattern.parse).map(str),
+    )
+    dense = rows.drop_duplicates([*PROTOCOL]).assign(
+        method="dense",
+        pattern="0",
+        perplexity=lambda t: t.dense,
+        stderr=float("nan"),
+        layers_pruned="none",
+    )
     keys = [*PROTOCOL, "windows", "text_windows", "method", "pattern"]
-    return pd.concat([dense, rows]).groupby(keys, sort=False, dropna=False, as_index=False)[["perplexity", "stderr"]].mean()
+    return (
+        pd.concat([dense, rows])
+        .groupby(keys, sort=False, dropna=False, as_index=False)[["perplexity", "stderr"]]
+        .mean()
+    )
 
 
 def _difference(row: dict) -> str:
     """What differs between our protocol and theirs, in words."""
-    found = [f"{words}: {row[key]} here, {row[key + '_theirs']} there" for key, words in PROTOCOL.items()
-             if row[key] != row[key + "_theirs"]]
+    found = [
+        f"{words}: {row[key]} here, {row[key + '_theirs']} there"
+        for key, words in PROTOCOL.items()
+        if row[key] != row[key + "_theirs"]
+    ]
     if pd.isna(row["text_windows"]):
-        found.append(f"the first {row['windows']} windows here, without a record of how many the text has")
+        found.append(
+            f"the first {row['windows']} windows here, without a record of how many the text has"
+        )
     elif row["windows"] < row["text_windows"]:
-        found.append(f"the first {row['windows']} of {row['text_windows']:.0f} windows here, all there")
+        found.append(
+            f"the first {row['windows']} of {row['text_windows']:.0f} windows here, all there"
+        )
     return ", ".join(found)
 
 
@@ -114,25 +174,42 @@ def _distinct(texts: pd.Series) -> list[str]:
     return [text for text in texts.unique() if text]
 
 
-def overlay(ours: pd.DataFrame, theirs: pd.DataFrame | None = None, *, dataset: str = "wikitext2", mixed: bool = False
-            ) -> tuple[Figure, str]:
-    """A figure of our perplexities (filled, with standard errors) and the published ones (hollow), with the signed gap in
-    percent at each pair; and its description. The arguments and errors are those of `gaps`."""
+def overlay(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame | None = None,
+    *,
+    dataset: str = "wikitext2",
+    mixed: bool = False,
+) -> tuple[Figure, str]:
+    """A figure of our perplexities (filled, with standard errors) and the published ones (hollow),
+    with the signed gap in percent at each pair; and its description. The arguments and errors are
+    those of `gaps`."""
     table = gaps(ours, theirs, dataset=dataset, mixed=mixed)
     with viz.style():
         figure, axis = plt.subplots(figsize=(max(5.5, 0.8 * len(table) + 2), 4.2))
         for place, row in enumerate(table.itertuples()):
             _pair(axis, place, row)
-        names = [f"{viz.label_of(row.method)}\n{row.pattern.split(' = ')[0]}" for row in table.itertuples()]
+        names = [
+            f"{viz.label_of(row.method)}\n{row.pattern.split(' = ')[0]}"
+            for row in table.itertuples()
+        ]
         axis.set_xticks(range(len(table)), names, rotation=45, ha="right", fontsize=8)
         axis.set(yscale="log", ylabel=f"perplexity on {dataset}", xlim=(-0.6, len(table) - 0.4))
         axis.margins(y=0.15)
         axis.plot([], [], "ko", label=f"ours: {', '.join(table.model.unique())}")
-        axis.plot([], [], "ko", markerfacecolor="white", label=f"published: {'; '.join(table.paper.unique())}")
+        axis.plot(
+            [],
+            [],
+            "ko",
+            markerfacecolor="white",
+            label=f"published: {'; '.join(table.paper.unique())}",
+        )
         figure.legend(loc="outside upper left", fontsize=8)
         differences = _distinct(table.difference)
         if differences:
-            axis.set_title("NOT the same protocol: " + "\n".join(differences), fontsize=8, color="#D55E00")
+            axis.set_title(
+                "NOT the same protocol: " + "\n".join(differences), fontsize=8, color="#D55E00"
+            )
     return figure, _sentence(table, dataset, differences)
 
 
@@ -140,16 +217,27 @@ def _pair(axis, place: int, row) -> None:
     """One of ours and one of theirs, joined by a line with the gap."""
     colour, marker, _ = viz.style_of(row.method)
     marker = marker or "o"
-    left, right = place - 0.15, place + 0.15                                 # side by side: small gaps would hide one
+    left, right = place - 0.15, place + 0.15  # side by side: small gaps would hide one
     axis.plot([left, right], [row.perplexity, row.value], color=colour, linewidth=1)
     axis.errorbar(left, row.perplexity, row.stderr, color=colour, marker=marker, capsize=3)
-    axis.plot(right, row.value, color=colour, marker=marker, markerfacecolor="white", linestyle="none")
-    axis.annotate(f"{row.gap_percent:+.1f} %", (place, max(row.perplexity, row.value)), xytext=(0, 7), fontsize=8,
-                  textcoords="offset points", ha="center")
+    axis.plot(
+        right, row.value, color=colour, marker=marker, markerfacecolor="white", linestyle="none"
+    )
+    axis.annotate(
+        f"{row.gap_percent:+.1f} %",
+        (place, max(row.perplexity, row.value)),
+        xytext=(0, 7),
+        fontsize=8,
+        textcoords="offset points",
+        ha="center",
+    )
 
 
 def _sentence(table: pd.DataFrame, dataset: str, differences: list[str]) -> str:
-    pairs = [f"{viz.label_of(row.method)} at {row.pattern} {row.perplexity:.2f} against {row.value:g} "
-             f"({row.gap_percent:+.1f} %)" for row in table.itertuples()]
+    pairs = [
+        f"{viz.label_of(row.method)} at {row.pattern} {row.perplexity:.2f} against {row.value:g} "
+        f"({row.gap_percent:+.1f} %)"
+        for row in table.itertuples()
+    ]
     warning = f" The protocols differ: {'; '.join(differences)}." if differences else ""
     return f"perplexity on {dataset}, ours against published: {', '.join(pairs)}.{warning}"

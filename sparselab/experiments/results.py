@@ -1,4 +1,5 @@
 """Recorded rows: one CSV file a sweep, which an interrupted run goes on with."""
+
 import os
 import platform
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from ..errors import SparselabError
 
 
 def machine() -> str:
-    """What the digits of a result depend on: the processor's family and the instruction set that torch uses."""
+    """What the digits of a result depend on: the processor's family and the instruction set that
+    torch uses."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -24,9 +26,10 @@ def name_of(text: str) -> str:
 
 
 def complete_lines(file: Path) -> bytes:
-    """What a CSV file holds, without a last line that a killed run left unfinished; nothing where there is no file."""
+    """What a CSV file holds, without a last line that a killed run left unfinished; nothing where
+    there is no file."""
     content = file.read_bytes() if file.exists() else b""
-    return content[:content.rfind(b"\n") + 1]
+    return content[: content.rfind(b"\n") + 1]
 
 
 def read(file: Path) -> pd.DataFrame:
@@ -34,12 +37,15 @@ def read(file: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(BytesIO(complete_lines(file)), dtype={"pattern": str})
     except ValueError as error:
-        raise SparselabError(f"{file} is not a whole table: {str(error).strip()}. Mend that line, or move the file away."
-                             ) from error
+        raise SparselabError(
+            f"{file} is not a whole table: {str(error).strip()}. Mend that line, or move the file"
+            " away."
+        ) from error
 
 
 def read_from(table: pd.DataFrame, column: str, text: str, use: str) -> pd.Series | bool:
-    """Where a table's sha256 is that of a text file; all rows, where there is no such column or file to compare."""
+    """Where a table's sha256 is that of a text file; all rows, where there is no such column or
+    file to compare."""
     if column not in table or text in CORPORA or not Path(text).is_file():
         return True
     return table[column] == sha256_of(text, use)
@@ -48,9 +54,13 @@ def read_from(table: pd.DataFrame, column: str, text: str, use: str) -> pd.Serie
 def rows_matching(table: pd.DataFrame, key: dict) -> pd.Series:
     """Where a table's rows carry the key, compared as text."""
     if not {*key} <= {*table}:
-        raise SparselabError(f"this table lacks the columns {', '.join(sorted({*key} - {*table}))}: it is of something "
-                             "else. Choose another file.")
-    return (table[list(key)].astype(str) == pd.Series({name: str(value) for name, value in key.items()})).all(axis=1)
+        raise SparselabError(
+            f"this table lacks the columns {', '.join(sorted({*key} - {*table}))}: it is of"
+            " something else. Choose another file."
+        )
+    return (
+        table[list(key)].astype(str) == pd.Series({name: str(value) for name, value in key.items()})
+    ).all(axis=1)
 
 
 def append(file: Path, rows: list[dict]) -> None:
@@ -58,15 +68,20 @@ def append(file: Path, rows: list[dict]) -> None:
     table, lines = pd.DataFrame(rows), complete_lines(file)
     columns = [*pd.read_csv(BytesIO(lines), nrows=0)] if lines else [*table]
     if not {*columns} <= {*table}:
-        raise SparselabError(f"{file} was written with other columns than these rows have. Move it away, or choose another "
-                             "file.")
+        raise SparselabError(
+            f"{file} was written with other columns than these rows have. Move it away, or choose"
+            " another file."
+        )
     if file.exists():
         os.truncate(file, len(lines))
     table[columns].to_csv(file, mode="a", header=not lines, index=False)
 
 
-def load_or_compute(file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool) -> pd.DataFrame:
-    """The rows of a CSV file that carry one of the keys; what is missing is made, a key at a time, and added."""
+def load_or_compute(
+    file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool
+) -> pd.DataFrame:
+    """The rows of a CSV file that carry one of the keys; what is missing is made, a key at a time,
+    and added."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for key in tqdm(keys, desc=file.stem, unit="run", disable=not progress):
         if not file.exists() or not rows_matching(read(file), key).any():

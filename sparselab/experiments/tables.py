@@ -1,4 +1,6 @@
-"""What recorded sweeps say, as Markdown: for the README and for bench/tables.md, both written by `make tables`."""
+"""What recorded sweeps say, as Markdown: for the README and for bench/tables.md, both written by
+`make tables`."""
+
 import datetime
 import math
 from pathlib import Path
@@ -13,18 +15,32 @@ from .results import machine, read
 
 BEGIN, END = "<!-- made by `make {}`: begin -->", "<!-- end -->"
 BASE = "sparsegpt"
-RECORDED = {"opt-mini.csv": "All methods and patterns", "ablation.csv": "What each idea is worth on its own",
-            "few-tokens.csv": "An eighth of the calibration tokens", "smollm2.csv": "A model of the LLaMA family",
-            "published.csv": "SparseLLM: the paper's mathematics, the code as released, the loop repaired (three seeds)",
-            "published_loop.csv": "The released loop with one change (three seeds)",
-            "dsnot.csv": "DSnoT by its published switches (three seeds)"}
-SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]   # what a table must not mix
-DIGITS, SHARE_DIGITS = 3, 2                                                  # what survives a change of machine, or nearly
-SEEDS = "seeds.csv"                                                          # few cells, three seeds: what claims rest on
+RECORDED = {
+    "opt-mini.csv": "All methods and patterns",
+    "ablation.csv": "What each idea is worth on its own",
+    "few-tokens.csv": "An eighth of the calibration tokens",
+    "smollm2.csv": "A model of the LLaMA family",
+    "published.csv": (
+        "SparseLLM: the paper's mathematics, the code as released, the loop repaired (three seeds)"
+    ),
+    "published_loop.csv": "The released loop with one change (three seeds)",
+    "dsnot.csv": "DSnoT by its published switches (three seeds)",
+}
+SETTING = [
+    "model",
+    "calibration",
+    "samples",
+    "seqlen",
+    "text",
+    "windows",
+]  # what a table must not mix
+DIGITS, SHARE_DIGITS = 3, 2  # what survives a change of machine, or nearly
+SEEDS = "seeds.csv"  # few cells, three seeds: what claims rest on
 
 
 def claims(table: pd.DataFrame, base: str = BASE) -> pd.DataFrame:
-    """Excess log-perplexity over dense as a share of the base method's, by model, text and pattern; mean over seeds."""
+    """Excess log-perplexity over dense as a share of the base method's, by model, text and pattern;
+    mean over seeds."""
     keys = ["model", "text", "pattern"]
     excess = table.groupby([*keys, "method"], sort=False).excess.mean().unstack("method")
     return _shares_of(excess, base)
@@ -32,38 +48,55 @@ def claims(table: pd.DataFrame, base: str = BASE) -> pd.DataFrame:
 
 def _shares_of(excess: pd.DataFrame, base: str) -> pd.DataFrame:
     if base not in excess:
-        raise SparselabError(f"the table has no row of {base}, whose excess is the measure here. Run the sweep with it too, "
-                             "or choose another base method.")
+        raise SparselabError(
+            f"the table has no row of {base}, whose excess is the measure here. Run the sweep with"
+            " it too, or choose another base method."
+        )
     return excess.div(excess[base], axis=0)
 
 
 def page(folder: Path, texts: int | None = None) -> str:
-    """The tables of a folder of sweeps, those there are: the first so many texts of each (None: all), then the seeds."""
+    """The tables of a folder of sweeps, those there are: the first so many texts of each (None:
+    all), then the seeds."""
     files = {folder / name: title for name, title in RECORDED.items() if (folder / name).exists()}
     parts = ["\n\n".join([f"### {title}", *by_text(file)[:texts]]) for file, title in files.items()]
     seeds = folder / SEEDS
-    return "\n\n".join([*parts, f"### Three calibration seeds\n\n{by_seed(seeds)}"] if seeds.exists() else parts)
+    return "\n\n".join(
+        [*parts, f"### Three calibration seeds\n\n{by_seed(seeds)}"] if seeds.exists() else parts
+    )
 
 
 def by_text(file: Path) -> list[str]:
-    """For each text of a sweep the perplexities by method and pattern, the lowest of a pattern bold, in brackets the excess
-    log-perplexity as a share of SparseGPT's."""
+    """For each text of a sweep the perplexities by method and pattern, the lowest of a pattern
+    bold, in brackets the excess log-perplexity as a share of SparseGPT's."""
     table = read(file)
-    return [f"{_caption(rows)}; in brackets the excess log-perplexity over dense as a share of SparseGPT's\n\n{_cells(rows)}"
-            for _, rows in table.groupby(SETTING, sort=False)]
+    return [
+        f"{_caption(rows)}; in brackets the excess log-perplexity over dense as a share of"
+        f" SparseGPT's\n\n{_cells(rows)}"
+        for _, rows in table.groupby(SETTING, sort=False)
+    ]
 
 
 def by_seed(file: Path) -> str:
-    """Mean, lowest and highest share of SparseGPT's excess over the calibration seeds, by setting and pattern."""
+    """Mean, lowest and highest share of SparseGPT's excess over the calibration seeds, by setting
+    and pattern."""
     table = read(file)
     keys = [*SETTING, "pattern"]
     excess = table.groupby([*keys, "seed", "method"], sort=False).excess.mean().unstack("method")
     shares = _shares_of(excess, BASE).drop(columns=BASE)
     methods = [method for method in table.method.unique() if method in shares]
-    lines = ["Excess log-perplexity over dense as a share of SparseGPT's with the same calibration; mean, and lowest to "
-             f"highest of the seeds; {made_on(table)}", "",
-             f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |", "|---" * (len(methods) + 5) + "|"]
-    for (model, calibration, samples, seqlen, text, windows, pattern), rows in shares.groupby(keys, sort=False):
+    lines = [
+        (
+            "Excess log-perplexity over dense as a share of SparseGPT's with the same calibration;"
+            f" mean, and lowest to highest of the seeds; {made_on(table)}"
+        ),
+        "",
+        f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |",
+        "|---" * (len(methods) + 5) + "|",
+    ]
+    for (model, calibration, samples, seqlen, text, windows, pattern), rows in shares.groupby(
+        keys, sort=False
+    ):
         cells = [_spread(rows[method]) for method in methods]
         setting = f"{samples} x {seqlen} of {calibration} | {text}, {windows} windows"
         lines.append(f"| {model} | {setting} | {pattern} | {len(rows)} | {' | '.join(cells)} |")
@@ -71,7 +104,8 @@ def by_seed(file: Path) -> str:
 
 
 def significant(value: float, digits: int) -> str:
-    """A number in so many significant digits, without an exponent: 1656 in three is '1660', 0.1946 in two '0.19'."""
+    """A number in so many significant digits, without an exponent: 1656 in three is '1660', 0.1946
+    in two '0.19'."""
     if not math.isfinite(value) or value == 0:
         return str(value)
     places = digits - 1 - math.floor(math.log10(abs(value)))
@@ -79,20 +113,29 @@ def significant(value: float, digits: int) -> str:
 
 
 def _spread(values: pd.Series) -> str:
-    mean, low, high = (significant(x, SHARE_DIGITS) for x in (values.mean(), values.min(), values.max()))
+    mean, low, high = (
+        significant(x, SHARE_DIGITS) for x in (values.mean(), values.min(), values.max())
+    )
     return f"{mean} ({low} to {high})" if values.notna().any() else ""
 
 
 def _caption(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    return (f"**{first.model}**, perplexity on {first.text} (first {first.windows} windows of {first.seqlen} tokens; "
-            f"dense {significant(first.dense, DIGITS)}); calibration {first.samples} x {first.seqlen} tokens of "
-            f"{first.calibration}; {made_on(rows)}")
+    return (
+        f"**{first.model}**, perplexity on {first.text} (first {first.windows} windows of"
+        f" {first.seqlen} tokens; dense {significant(first.dense, DIGITS)}); calibration"
+        f" {first.samples} x {first.seqlen} tokens of {first.calibration}; {made_on(rows)}"
+    )
 
 
 def made_on(rows: pd.DataFrame) -> str:
-    """On which machine and when rows were made, as they say: processor, threads, torch, first and last day."""
-    kinds = "; ".join(sorted({_setting_of(row.machine, row.threads, row.torch_version) for row in rows.itertuples()}))
+    """On which machine and when rows were made, as they say: processor, threads, torch, first and
+    last day."""
+    kinds = "; ".join(
+        sorted(
+            {_setting_of(row.machine, row.threads, row.torch_version) for row in rows.itertuples()}
+        )
+    )
     days = " to ".join(sorted({rows.date.min(), rows.date.max()}))
     return f"made on {kinds}, {days}"
 
@@ -117,23 +160,35 @@ def _cell(means: pd.DataFrame, method: str, pattern: str) -> str:
     value, excess = means.loc[(method, pattern)]
     base = means.excess.get((BASE, pattern), float("nan"))
     bold = "**" if value == means.perplexity.xs(pattern, level="pattern").min() else ""
-    share = f" ({significant(excess / base, SHARE_DIGITS)})" if base > 0.02 else ""      # of next to nothing none is meant
+    share = (
+        f" ({significant(excess / base, SHARE_DIGITS)})" if base > 0.02 else ""
+    )  # of next to nothing none is meant
     return f"{bold}{significant(value, DIGITS)}{bold}{share}"
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: every number with model, text, window length and sparsity, and where all were made."""
-    lines = ["| model | evaluation text | method | zeros | perplexity | against dense (log, paired) | output error "
-             "| seconds |", "|---|---|---|---|---|---|---|---|"]
+    """The table as Markdown: every number with model, text, window length and sparsity, and where
+    all were made."""
+    lines = [
+        (
+            "| model | evaluation text | method | zeros | perplexity | against dense (log, paired)"
+            " | output error | seconds |"
+        ),
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in table.itertuples():
         paired = "" if row.method == "dense" else rounded(row.log_ratio, row.log_ratio_stderr, "+")
         error = "" if row.method == "dense" else f"{row.error:.2f}"
         seconds = "" if row.method == "dense" else f"{row.seconds:.0f}"
-        lines.append(f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
-                     f"{rounded(row.perplexity, row.stderr)} | {paired} | {error} | {seconds} |")
-    lines.append(f"\nMade on {_setting_of(machine(), torch.get_num_threads(), torch.__version__)}, "
-                 f"{datetime.date.today().isoformat()}. On other processors a few masks flip: numbers differ by about their "
-                 "errors, and the order stays.")
+        lines.append(
+            f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
+            f"{rounded(row.perplexity, row.stderr)} | {paired} | {error} | {seconds} |"
+        )
+    lines.append(
+        f"\nMade on {_setting_of(machine(), torch.get_num_threads(), torch.__version__)},"
+        f" {datetime.date.today().isoformat()}. On other processors a few masks flip: numbers"
+        " differ by about their errors, and the order stays."
+    )
     return "\n".join(lines)
 
 
@@ -148,8 +203,13 @@ def rounded(value: float, error: float, sign: str = "") -> str:
 def insert(readme: Path, text: str, command: str = "readme") -> None:
     """Put a text between the markers that name its command, `make readme`."""
     begin = BEGIN.format(command)
-    head, found, rest = (readme.read_text(encoding="utf8") if readme.is_file() else "").partition(begin)
+    head, found, rest = (readme.read_text(encoding="utf8") if readme.is_file() else "").partition(
+        begin
+    )
     if not found or END not in rest:
-        raise SparselabError(f"{readme} holds no lines {begin} and {END} to put the text between. Write them where it goes.")
+        raise SparselabError(
+            f"{readme} holds no lines {begin} and {END} to put the text between. Write them where"
+            " it goes."
+        )
     tail = rest.split(END, 1)[1]
     readme.write_text(f"{head}{begin}\n{text}\n{END}{tail}", encoding="utf8")

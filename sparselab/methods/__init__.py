@@ -1,4 +1,5 @@
 """The pruning methods, one file each."""
+
 from .admm import ADMM
 from .base import DENSE_BLOCK, TARGETS, Fit, Method, Solution
 from .dsnot import DSnoT
@@ -9,5 +10,19 @@ from .sparsellm import SparseLLM
 from .swaps import Swaps
 from .wanda import Wanda
 
-__all__ = ["ADMM", "DENSE_BLOCK", "METHODS", "TARGETS", "DSnoT", "Fit", "Magnitude", "Method", "Solution", "SparseGPT",
-           "SparseLLM", "Swaps", "Wanda", "find_method"]
+__all__ = [
+    "ADMM",
+    "DENSE_BLOCK",
+    "METHODS",
+    "TARGETS",
+    "DSnoT",
+    "Fit",
+    "Magnitude",
+    "Method",
+    "Solution",
+    "SparseGPT",
+    "SparseLLM",
+    "Swaps",
+    "Wanda",
+    "find_method",
+]

@@ -1,4 +1,5 @@
 """ADMM: mask and weights of a matrix together, from its Gram matrix alone."""
+
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,36 +19,50 @@ STARTS = {method.name: method for method in (Magnitude, Wanda, SparseGPT)}
 
 @dataclass(frozen=True)
 class ADMM(Method):
-    """Two copies of the weights, one that fits the outputs and one that is sparse, are drawn together ever harder.
+    """Two copies of the weights, one that fits the outputs and one that is sparse, are drawn
+    together ever harder.
 
-    Inputs are scaled to unit norm, so that weights of all columns compete on equal terms over the whole matrix (n:m:
-    within their groups). `levels`: penalties rho, weak to strong, in units of the scaled Hessian's diagonal; `steps`
-    at each; the kept weights are refitted at the end. Started from the solution of `initial`, which is returned where
-    it is the better one: the error on the calibration inputs, with `Statistics.damping`, is never worse.
-    Sources: Boza, arXiv 2401.02938 (the iteration); Meng et al., ALPS, arXiv 2406.07831 (rising penalties).
+    Inputs are scaled to unit norm, so that weights of all columns compete on equal terms over the
+    whole matrix (n:m: within their groups). `levels`: penalties rho, weak to strong, in units of
+    the scaled Hessian's diagonal; `steps` at each; the kept weights are refitted at the end.
+    Started from the solution of `initial`, which is returned where it is the better one: the error
+    on the calibration inputs, with `Statistics.damping`, is never worse. Sources: Boza, arXiv
+    2401.02938 (the iteration); Meng et al., ALPS, arXiv 2406.07831 (rising penalties).
     """
 
     initial: str = "sparsegpt"
     levels: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     steps: int = 3
     name = "admm"
-    products = 2 * (15 + 10)        # 15 steps, and a refit of about 10
+    products = 2 * (15 + 10)  # 15 steps, and a refit of about 10
     needs = (GRAM, NORMS)
 
     def __post_init__(self):
         super().__post_init__()
         check_start(self, STARTS)
         if not self.levels or min(self.levels) <= 0 or self.steps < 1:
-            raise SparselabError(f"ADMM(levels={self.levels}, steps={self.steps}): levels > 0 and steps >= 1.")
+            raise SparselabError(
+                f"ADMM(levels={self.levels}, steps={self.steps}): levels > 0 and steps >= 1."
+            )
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         start = STARTS[self.initial]().solve(weight, stats, pattern)
         hessian = stats.hessian()
-        inverses = [stats.cached(("admm", level), lambda level=level: scaled_inverse(hessian, level))
-                    for level in self.levels]
-        sparse, mask = iterate(weight, start.weight, hessian, list(zip(self.levels, inverses, strict=True)), self.steps,
-                               pattern)
-        found = replace(start, weight=refit(weight, sparse, mask, hessian), mask=mask, refitted=True)
+        inverses = [
+            stats.cached(("admm", level), lambda level=level: scaled_inverse(hessian, level))
+            for level in self.levels
+        ]
+        sparse, mask = iterate(
+            weight,
+            start.weight,
+            hessian,
+            list(zip(self.levels, inverses, strict=True)),
+            self.steps,
+            pattern,
+        )
+        found = replace(
+            start, weight=refit(weight, sparse, mask, hessian), mask=mask, refitted=True
+        )
         return min(start, found, key=lambda one: squared_error(weight, one.weight, hessian))
 
 
@@ -65,18 +80,27 @@ def scaled_inverse(hessian: Tensor, level: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(scaled))
 
 
-def iterate(weight: Tensor, start: Tensor, hessian: Tensor, schedule: list[tuple[float, Tensor]], steps: int,
-            pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """The sparse copy that ADMM arrives at, [r, c], and its mask, bool; weight, start [r, c], schedule (rho, inverse)."""
+def iterate(
+    weight: Tensor,
+    start: Tensor,
+    hessian: Tensor,
+    schedule: list[tuple[float, Tensor]],
+    steps: int,
+    pattern: Pattern,
+) -> tuple[Tensor, Tensor]:
+    """The sparse copy that ADMM arrives at, [r, c], and its mask, bool; weight, start [r, c],
+    schedule (rho, inverse)."""
     norms = hessian.diagonal().sqrt()
-    aim = (weight @ hessian) / norms                                         # W S^-1 S H S, [r, c]
+    aim = (weight @ hessian) / norms  # W S^-1 S H S, [r, c]
     sparse, dual, last = start * norms, torch.zeros_like(weight), schedule[0][0]
     for level, inverse in schedule:
         dual *= last / level
         last = level
         for _ in range(steps):
-            free = (sparse - dual).mul_(level).add_(aim) @ inverse + dual    # fits the outputs, near the sparse copy
+            free = (sparse - dual).mul_(level).add_(
+                aim
+            ) @ inverse + dual  # fits the outputs, near the sparse copy
             pruned = prune_rows(free.abs(), pattern, per_row=False)
-            sparse = free.masked_fill(pruned, 0)                             # nearest sparse weights
+            sparse = free.masked_fill(pruned, 0)  # nearest sparse weights
             dual = free - sparse
     return sparse / norms, ~pruned

@@ -1,4 +1,5 @@
 """What every pruning method is: hyper-parameters in, `solve` for one matrix."""
+
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -11,25 +12,27 @@ from ..numerics.statistics import CROSS, GRAM, Statistics, share
 from ..patterns import Pattern
 
 DENSE_BLOCK = "dense-block"
-ROWS = 512                  # of a matrix whose error is measured at a time
+ROWS = 512  # of a matrix whose error is measured at a time
 TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
 
 
 @dataclass
 class Solution:
-    """Result of pruning one matrix: the new weight [r, c] float32 and where it was kept, bool [r, c] (the mask)."""
+    """Result of pruning one matrix: the new weight [r, c] float32 and where it was kept, bool [r,
+    c] (the mask)."""
 
     weight: Tensor
     mask: Tensor
-    damp: float | None = None       # damping used, as a fraction of the Hessian's mean diagonal
-    tries: int = 0                  # factorisations until one succeeded
-    refitted: bool = False          # the weights are the best under the mask already
+    damp: float | None = None  # damping used, as a fraction of the Hessian's mean diagonal
+    tries: int = 0  # factorisations until one succeeded
+    refitted: bool = False  # the weights are the best under the mask already
 
 
 @dataclass
 class Fit:
-    """A solution and how well it does on the calibration inputs: ||T X - W' X|| / ||T X|| for the target T with the mask
-    alone (`error_mask_only`) and with the solution's weights (`error`), over so many tokens."""
+    """A solution and how well it does on the calibration inputs: ||T X - W' X|| / ||T X|| for the
+    target T with the mask alone (`error_mask_only`) and with the solution's weights (`error`), over
+    so many tokens."""
 
     solution: Solution
     error_mask_only: float
@@ -37,15 +40,37 @@ class Fit:
     tokens: int
 
     @classmethod
-    def of(cls, target: Tensor, solution: Solution, stats: Statistics, dtype: torch.dtype = torch.float32) -> "Fit":
-        """Measured with the weights rounded to the model's dtype, some rows at a time: a matrix may be large."""
-        parts = list(zip(target.split(ROWS), solution.mask.split(ROWS), solution.weight.split(ROWS), strict=True))
+    def of(
+        cls,
+        target: Tensor,
+        solution: Solution,
+        stats: Statistics,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Fit":
+        """Measured with the weights rounded to the model's dtype, some rows at a time: a matrix may
+        be large."""
+        parts = list(
+            zip(
+                target.split(ROWS),
+                solution.mask.split(ROWS),
+                solution.weight.split(ROWS),
+                strict=True,
+            )
+        )
         unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
         whole, before, *after = sum(
-            stats.squared_norms(t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()]))
-            for t, mask, new in parts).tolist()
+            stats.squared_norms(
+                t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()])
+            )
+            for t, mask, new in parts
+        ).tolist()
         before, after = (share(change, whole) for change in (before, *(after or [before])))
-        return cls(solution, before, after, stats.tokens if stats.gram is not None else sum(map(len, stats.samples)))
+        return cls(
+            solution,
+            before,
+            after,
+            stats.tokens if stats.gram is not None else sum(map(len, stats.samples)),
+        )
 
 
 def common_option(default):
@@ -57,62 +82,86 @@ def common_option(default):
 class Method:
     """Hyper-parameters of a method; `solve` prunes one matrix from the statistics of its inputs.
 
-    A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it to METHODS. Three
-    switches belong to all of them. `refit`: after the mask is chosen, the kept weights become the exact minimiser of
-    the output error (with `Statistics.damping`). `in_order`: the linears of a block are pruned in the order in which they
-    run, each on the inputs that the pruned ones before it leave. `targets="dense-model"` (implies in order): the linear
-    aims at what it gives in the dense model, W X_d, not at W X on the inputs that it has now; with "dense-stream" the
-    linears that write to the residual stream (out_proj and fc2, o_proj and down_proj) aim half way at the dense model's
-    stream after them, and so make up for part of what the stream lacks already.
+    A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it
+    to METHODS. Three switches belong to all of them. `refit`: after the mask is chosen, the kept
+    weights become the exact minimiser of the output error (with `Statistics.damping`). `in_order`:
+    the linears of a block are pruned in the order in which they run, each on the inputs that the
+    pruned ones before it leave. `targets="dense-model"` (implies in order): the linear aims at what
+    it gives in the dense model, W X_d, not at W X on the inputs that it has now; with
+    "dense-stream" the linears that write to the residual stream (out_proj and fc2, o_proj and
+    down_proj) aim half way at the dense model's stream after them, and so make up for part of what
+    the stream lacks already.
     """
 
     refit: bool = common_option(False)
     targets: str = common_option(DENSE_BLOCK)
     in_order: bool = common_option(False)
-    name = "method"                 # class attributes, not hyper-parameters
+    name = "method"  # class attributes, not hyper-parameters
     needs = ()
-    allocates = False               # whether `shares` divides the zeros among the matrices
-    products = 0                    # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
-    presets = ()                    # names of class methods that give a published variant for a family, for sweeps
-    prunes_ffn_jointly = False      # whether the feed-forward network is pruned as a whole, by `prune_ffn`
-    shares_column_loop = False      # whether `solve_together` takes matrices with the same inputs at once
+    allocates = False  # whether `shares` divides the zeros among the matrices
+    products = 0  # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
+    presets = ()  # names of class methods that give a published variant for a family, for sweeps
+    prunes_ffn_jointly = (
+        False  # whether the feed-forward network is pruned as a whole, by `prune_ffn`
+    )
+    shares_column_loop = (
+        False  # whether `solve_together` takes matrices with the same inputs at once
+    )
 
     def __post_init__(self):
         for each in fields(self):
             value, kind = getattr(self, each.name), type(each.default)
-            strict = kind in (str, bool)                                     # the word 'false' would count as true
-            if not isinstance(value, kind) if strict else isinstance(value, str) and "str" not in str(each.type):
-                raise SparselabError(f"{type(self).__name__}({each.name}={value!r}) makes no sense: it is something like "
-                                     f"{each.default!r}.")
+            strict = kind in (str, bool)  # the word 'false' would count as true
+            if (
+                not isinstance(value, kind)
+                if strict
+                else isinstance(value, str) and "str" not in str(each.type)
+            ):
+                raise SparselabError(
+                    f"{type(self).__name__}({each.name}={value!r}) makes no sense: it is something"
+                    f" like {each.default!r}."
+                )
         if self.targets not in TARGETS:
-            raise SparselabError(f"targets={self.targets!r}: the targets are 'dense-block' (the linear's own dense "
-                                 "outputs), 'dense-model' (those in the whole dense model) or 'dense-stream' (what the "
-                                 "dense model's residual stream is after it).")
+            raise SparselabError(
+                f"targets={self.targets!r}: the targets are 'dense-block' (the linear's own dense"
+                " outputs), 'dense-model' (those in the whole dense model) or 'dense-stream' (what"
+                " the dense model's residual stream is after it)."
+            )
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
-        """Prune weight [r, c], float32, left untouched, given the statistics of its inputs [c, N]."""
+        """Prune weight [r, c], float32, left untouched, given statistics of its inputs [c, N]."""
         raise NotImplementedError
 
-    def solve_together(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]) -> list[Solution]:
-        """Prune matrices [r_k, c] with the same inputs, each under its own pattern: the masks that `solve` finds."""
-        return [self.solve(weight, stats, pattern) for weight, pattern in zip(weights, patterns, strict=True)]
+    def solve_together(
+        self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]
+    ) -> list[Solution]:
+        """Prune matrices [r_k, c] with the same inputs, each under its own pattern: the masks that
+        `solve` finds."""
+        return [
+            self.solve(weight, stats, pattern)
+            for weight, pattern in zip(weights, patterns, strict=True)
+        ]
 
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
-        """The pattern of each matrix, by name, before any is pruned: the same for all, unless a method allocates."""
+        """The pattern of each matrix, by name, before any is pruned: the same for all, unless a
+        method allocates."""
         return dict.fromkeys(weights, pattern)
 
     def feed_forward(self, linears: dict, tokens: int):
-        """Where `prunes_ffn_jointly`: what collects the feed-forward network's tokens; linears by role ('up', 'down', and
-        'gate' where there is one)."""
+        """Where `prunes_ffn_jointly`: what collects the feed-forward network's tokens; linears by
+        role ('up', 'down', and 'gate' where there is one)."""
         raise NotImplementedError
 
     def prune_ffn(self, ffn, shares: dict[str, Pattern]) -> tuple[dict[str, Fit], list[dict]]:
-        """Where `prunes_ffn_jointly`: the fits of the network's matrices by role, and rows for the report's epochs."""
+        """Where `prunes_ffn_jointly`: the fits of the network's matrices by role, and rows for the
+        report's epochs."""
         raise NotImplementedError
 
-    def ffn_bytes(self, tokens: int, width: int, inner: int, linears: int, size: int) -> dict[str, float]:
-        """What `prune_ffn` holds beside statistics and weights, by term, of `linears` matrices between `width` and `inner`;
-        size: bytes of a weight. For plans."""
+    def ffn_bytes(
+        self, tokens: int, width: int, inner: int, linears: int, size: int
+    ) -> dict[str, float]:
+        """What `prune_ffn` holds beside statistics and weights, by term, of `linears` matrices
+        between `width` and `inner`; size: bytes of a weight. For plans."""
         return {}
 
     def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
@@ -120,8 +169,9 @@ class Method:
         return 0.0
 
     def on(self, ffn: bool) -> "Method":
-        """What prunes a matrix of the feed-forward network, or (ffn=False) of the attention: the method itself, unless it
-        treats them differently. The statistics are those that the method itself needs."""
+        """What prunes a matrix of the feed-forward network, or (ffn=False) of the attention: the
+        method itself, unless it treats them differently. The statistics are those that the method
+        itself needs."""
         return self
 
     @property
@@ -130,23 +180,30 @@ class Method:
         dense = {GRAM, CROSS} if self.targets != DENSE_BLOCK else set()
         return {*self.needs, *dense, *({GRAM} if self.refit else ())}
 
-    def prune_matrix(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> tuple[Tensor, Solution]:
+    def prune_matrix(
+        self, weight: Tensor, stats: Statistics, pattern: Pattern
+    ) -> tuple[Tensor, Solution]:
         """What the matrix aims at [r, c], and the solution for it, with the switches applied."""
         target = self._target(weight, stats)
         return target, self._refitted(target, self.solve(target, stats, pattern), stats)
 
-    def prune_matrices(self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]
-                       ) -> list[tuple[Tensor, Solution]]:
+    def prune_matrices(
+        self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]
+    ) -> list[tuple[Tensor, Solution]]:
         """The same for matrices [r_k, c] with the same inputs."""
         if len(weights) == 1:
             return [self.prune_matrix(weights[0], stats, patterns[0])]
         targets = [self._target(weight, stats) for weight in weights]
         solutions = self.solve_together(targets, stats, patterns)
-        return [(target, self._refitted(target, solution, stats))
-                for target, solution in zip(targets, solutions, strict=True)]
+        return [
+            (target, self._refitted(target, solution, stats))
+            for target, solution in zip(targets, solutions, strict=True)
+        ]
 
     def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
-        return weight if stats.cross is None else regression(weight, stats.target_cross(weight), stats)
+        return (
+            weight if stats.cross is None else regression(weight, stats.target_cross(weight), stats)
+        )
 
     def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
         if not self.refit or solution.refitted:
@@ -155,17 +212,24 @@ class Method:
         return replace(solution, weight=kept, refitted=True)
 
     def __str__(self) -> str:
-        switches = {f.name for f in fields(self) if f.metadata and getattr(self, f.name) == f.metadata["switch"]}
+        switches = {
+            f.name
+            for f in fields(self)
+            if f.metadata and getattr(self, f.name) == f.metadata["switch"]
+        }
         own = {key: value for key, value in asdict(self).items() if key not in switches}
         ordered = sorted(own.items(), key=lambda item: item[0] in ("refit", "targets", "in_order"))
         return f"{self.name}({', '.join(f'{key}={value}' for key, value in ordered)})"
 
 
 def check_start(method: Method, starts: Collection[str]) -> None:
-    """A SparselabError where the method's `initial` is none of the local methods that it can start from."""
+    """A SparselabError where the method's `initial` is none of the local methods that it can start
+    from."""
     if method.initial not in starts:
-        raise SparselabError(f"{type(method).__name__}(initial={method.initial!r}): choose one of {', '.join(starts)}."
-                             + did_you_mean(str(method.initial), starts))
+        raise SparselabError(
+            f"{type(method).__name__}(initial={method.initial!r}): choose one of"
+            f" {', '.join(starts)}." + did_you_mean(str(method.initial), starts)
+        )
 
 
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:
@@ -173,12 +237,16 @@ def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:
     return Solution(weight.masked_fill(pruned, 0), ~pruned)
 
 
-def regression(weight: Tensor, outputs: Tensor, stats: Statistics, damp: float | None = None) -> Tensor:
-    """The ridge regression of targets T on inputs X, drawn to `weight` [r, c]; outputs is T X^T [r, c], a raw sum.
+def regression(
+    weight: Tensor, outputs: Tensor, stats: Statistics, damp: float | None = None
+) -> Tensor:
+    """The ridge regression of targets T on inputs X, drawn to `weight` [r, c]; outputs is T X^T [r,
+    c], a raw sum.
 
-    W0 = (T X^T + lambda W)(X X^T + lambda I)^-1, written as a correction, so that it is W where T = W X. To approximate
-    T by W' X, with the same ridge, is to approximate W0 in the norm of X X^T + lambda I: pruning need not know.
+    W0 = (T X^T + lambda W)(X X^T + lambda I)^-1, written as a correction, so that it is W where T =
+    W X. To approximate T by W' X, with the same ridge, is to approximate W0 in the norm of X X^T +
+    lambda I: pruning need not know.
     """
     damp = stats.damping if damp is None else damp
-    factor, *_ = stats.inverse_factor(damp)                                  # H^-1 = R^T R
+    factor, *_ = stats.inverse_factor(damp)  # H^-1 = R^T R
     return weight + ((outputs - weight @ stats.gram) / stats.tokens @ factor.T) @ factor

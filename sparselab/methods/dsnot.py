@@ -1,4 +1,6 @@
-"""DSnoT: move the mask, not the weights, until what the pruned weights used to add on average is cancelled."""
+"""DSnoT: move the mask, not the weights, until what the pruned weights used to add on average is
+cancelled."""
+
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,18 +17,20 @@ STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}
 
 @dataclass(frozen=True)
 class DSnoT(Method):
-    """Dynamic sparse no training: per cycle and output row, regrow one pruned weight and prune one kept weight so that
-    the row's expected error e = sum over pruned j of W_ij E[X_j] moves towards 0. Source: Zhang et al., arXiv 2310.08915,
-    equations 3 to 5.
+    """Dynamic sparse no training: per cycle and output row, regrow one pruned weight and prune one
+    kept weight so that the row's expected error e = sum over pruned j of W_ij E[X_j] moves towards
+    0. Source: Zhang et al., arXiv 2310.08915, equations 3 to 5.
 
-    `initial`: the mask it starts from, 'magnitude', 'wanda' or 'sparsegpt' (|W|, |W| ||X||, or W^2 / R_jj^2 with the
-    calibration's own Hessian), chosen per row. `max_cycles`: swaps per row at most. `threshold`: a row rests when |e| is
-    no larger; its unit is that of the published code, an output summed over the tokens of one sequence, so it scales
-    with the sequence length and not with the batch. `same_sign`: a row rests before a swap that would flip the sign of
-    e, so that |e| never grows. `skip_ffn`: the matrices of the feed-forward network keep the mask of `initial`.
-    `variance_power`: pruned weights are regrown in the order of W_ij E[X_j] / Var[X_j]^power.
-    Inputs without variance are never regrown. n:m, as published: the weight pruned is the lowest Wanda score of the same
-    group, whether that lowers e or not, and the sign rule always holds.
+    `initial`: the mask it starts from, 'magnitude', 'wanda' or 'sparsegpt' (|W|, |W| ||X||, or W^2
+    / R_jj^2 with the calibration's own Hessian), chosen per row. `max_cycles`: swaps per row at
+    most. `threshold`: a row rests when |e| is no larger; its unit is that of the published code, an
+    output summed over the tokens of one sequence, so it scales with the sequence length and not
+    with the batch. `same_sign`: a row rests before a swap that would flip the sign of e, so that
+    |e| never grows. `skip_ffn`: the matrices of the feed-forward network keep the mask of
+    `initial`. `variance_power`: pruned weights are regrown in the order of W_ij E[X_j] /
+    Var[X_j]^power. Inputs without variance are never regrown. n:m, as published: the weight pruned
+    is the lowest Wanda score of the same group, whether that lowers e or not, and the sign rule
+    always holds.
     """
 
     initial: str = "wanda"
@@ -42,12 +46,16 @@ class DSnoT(Method):
         super().__post_init__()
         check_start(self, STARTS)
         if self.max_cycles < 0 or self.threshold < 0:
-            raise SparselabError(f"DSnoT(max_cycles={self.max_cycles}, threshold={self.threshold}): neither is negative.")
+            raise SparselabError(
+                f"DSnoT(max_cycles={self.max_cycles}, threshold={self.threshold}): neither is"
+                " negative."
+            )
 
     @classmethod
     def published(cls, family: str = "OPT", initial: str = "wanda") -> "DSnoT":
-        """As the published command line runs it by default, for either family: attention alone (`--skip_layer mlp`), and
-        without the sign rule (`--without_same_sign`, whose default is True)."""
+        """As the published command line runs it by default, for either family: attention alone
+        (`--skip_layer mlp`), and without the sign rule (`--without_same_sign`, whose default is
+        True)."""
         return cls(initial, same_sign=False, skip_ffn=True)
 
     def on(self, ffn: bool) -> "DSnoT":
@@ -70,7 +78,7 @@ def start_scores(initial: str, weight: Tensor, stats: Statistics) -> Tensor:
     if initial == "wanda":
         return wanda_scores(weight, stats.norms)
     factor, *_ = stats.inverse_factor(DAMP)
-    return weight.abs() / factor.diagonal() * ~stats.dead                    # dead inputs go first
+    return weight.abs() / factor.diagonal() * ~stats.dead  # dead inputs go first
 
 
 def expected_error(weight: Tensor, pruned: Tensor, stats: Statistics) -> Tensor:
@@ -78,20 +86,26 @@ def expected_error(weight: Tensor, pruned: Tensor, stats: Statistics) -> Tensor:
     return (weight * stats.mean * pruned).sum(1)
 
 
-def _move(rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, pattern: Pattern) -> Tensor:
+def _move(
+    rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, pattern: Pattern
+) -> Tensor:
     """Unstructured swaps; pruned bool [r, c] -> a new one with as many zeros in every row.
 
-    Everything is mirrored so that a row's error starts positive; side 0 lowers it, side 1 (not needed under the sign
-    rule) raises it. Both lists of a side are consumed from their fronts, so that a count says which swaps were done.
+    Everything is mirrored so that a row's error starts positive; side 0 lowers it, side 1 (not
+    needed under the sign rule) raises it. Both lists of a side are consumed from their fronts, so
+    that a count says which swaps were done.
     """
-    error = expected_error(weight, pruned, stats)                            # [r]
+    error = expected_error(weight, pruned, stats)  # [r]
     mirror = torch.where(error < 0, -1.0, 1.0)
-    effect = weight * stats.mean * mirror[:, None]                           # [r, c], what pruning a weight adds to e
+    effect = weight * stats.mean * mirror[:, None]  # [r, c], what pruning a weight adds to e
     error = error * mirror
-    sides = [_Side(rule, weight, pruned, effect * sign, stats) for sign in ((1, -1) if not rule.same_sign else (1,))]
+    sides = [
+        _Side(rule, weight, pruned, effect * sign, stats)
+        for sign in ((1, -1) if not rule.same_sign else (1,))
+    ]
     active = torch.ones_like(error, dtype=torch.bool)
     for _ in range(min(rule.max_cycles, sides[0].length)):
-        side = torch.where(error > 0, 0, len(sides) - 1)                     # [r], which list serves this row now
+        side = torch.where(error > 0, 0, len(sides) - 1)  # [r], which list serves this row now
         change = torch.stack([one.next_change() for one in sides]).gather(0, side[None])[0]
         new = error - change * torch.where(side == 0, 1, -1)
         active = active & torch.isfinite(change) & (error.abs() > rule.threshold)
@@ -106,18 +120,23 @@ def _move(rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, patter
 
 
 class _Side:
-    """Swaps that lower e: regrow what adds most to it (grow [r, k]), prune what takes from it (prune [r, k])."""
+    """Swaps that lower e: regrow what adds most to it (grow [r, k]), prune what takes from it
+    (prune [r, k])."""
 
-    def __init__(self, rule: DSnoT, weight: Tensor, pruned: Tensor, effect: Tensor, stats: Statistics):
+    def __init__(
+        self, rule: DSnoT, weight: Tensor, pruned: Tensor, effect: Tensor, stats: Statistics
+    ):
         variance = stats.variance
         candidate = pruned & (variance > 0) & (effect > 0)
-        key = (effect / variance.clamp(min=torch.finfo(effect.dtype).tiny)**rule.variance_power)
+        key = effect / variance.clamp(min=torch.finfo(effect.dtype).tiny) ** rule.variance_power
         self.length = min(rule.max_cycles, effect.shape[1])
         grow_key, self.grow = key.masked_fill(~candidate, -torch.inf).topk(self.length, dim=1)
         scores = wanda_scores(weight, stats.norms).masked_fill(pruned | (effect >= 0), torch.inf)
         score, self.prune = scores.topk(self.length, dim=1, largest=False)
         exists = torch.isfinite(grow_key) & torch.isfinite(score)
-        change = effect.gather(1, self.grow) - effect.gather(1, self.prune)  # [r, k] >= 0, how much a swap lowers e
+        change = effect.gather(1, self.grow) - effect.gather(
+            1, self.prune
+        )  # [r, k] >= 0, how much a swap lowers e
         self.change = change.masked_fill(~exists, torch.nan)
         self.done = torch.zeros(len(weight), dtype=torch.long, device=weight.device)
 
@@ -128,32 +147,40 @@ class _Side:
 
     def apply(self, pruned: Tensor) -> Tensor:
         """Do the first `done` swaps of every row."""
-        made = torch.arange(self.length, device=pruned.device) < self.done[:, None]     # [r, k]
+        made = torch.arange(self.length, device=pruned.device) < self.done[:, None]  # [r, k]
         for index, value in ((self.grow, False), (self.prune, True)):
             pruned = pruned.scatter(1, index, torch.where(made, value, pruned.gather(1, index)))
         return pruned
 
 
-def _move_in_groups(rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, pattern: Pattern) -> Tensor:
-    """n:m swaps: regrow in the order of the key, prune the lowest Wanda score of the same group of m inputs.
-    Nothing in the group may lower e: as published, such a swap is done all the same."""
+def _move_in_groups(
+    rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, pattern: Pattern
+) -> Tensor:
+    """n:m swaps: regrow in the order of the key, prune the lowest Wanda score of the same group of
+    m inputs. Nothing in the group may lower e: as published, such a swap is done all the same."""
     (r, c), m, rows = weight.shape, pattern.m, torch.arange(len(weight), device=weight.device)
     error = expected_error(weight, pruned, stats)
     mirror = torch.where(error < 0, -1.0, 1.0)
     effect, error = weight * stats.mean * mirror[:, None], error * mirror
     variance = stats.variance
-    key = effect / variance.clamp(min=torch.finfo(effect.dtype).tiny)**rule.variance_power
+    key = effect / variance.clamp(min=torch.finfo(effect.dtype).tiny) ** rule.variance_power
     key = key.masked_fill(~(pruned & (variance > 0) & (effect > 0)), -torch.inf)
     length = min(rule.max_cycles, c)
-    keys, grow = key.topk(length, dim=1)                                     # [r, k]
+    keys, grow = key.topk(length, dim=1)  # [r, k]
     scores = wanda_scores(weight, stats.norms).masked_fill(pruned, torch.inf).view(r, c // m, m)
     pruned, active = pruned.clone(), torch.ones(r, dtype=torch.bool, device=weight.device)
     for k in range(length):
         g = grow[:, k]
-        score, offset = scores[rows, g // m].min(1)                          # [r], lowest kept score of the group
+        score, offset = scores[rows, g // m].min(1)  # [r], lowest kept score of the group
         p = g // m * m + offset
         new = error + effect[rows, p] - effect[rows, g]
-        active = active & torch.isfinite(keys[:, k]) & torch.isfinite(score) & (error > rule.threshold) & (new > 0)
+        active = (
+            active
+            & torch.isfinite(keys[:, k])
+            & torch.isfinite(score)
+            & (error > rule.threshold)
+            & (new > 0)
+        )
         error = torch.where(active, new, error)
         pruned[rows, g] &= ~active
         pruned[rows, p] |= active

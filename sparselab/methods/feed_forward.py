@@ -1,4 +1,5 @@
 """The feed-forward network as a whole: the sub-problems of SparseLLM."""
+
 from collections.abc import Iterator
 
 import torch
@@ -9,31 +10,43 @@ from ..errors import SparselabError
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..runtime import distributed
 
-GATE_STEPS = 2              # safeguarded Gauss-Newton steps for the gate variable
-CHUNK = {"cpu": 256, "cuda": 16384}     # tokens at a time: in cache on a CPU, large products on a GPU
+GATE_STEPS = 2  # safeguarded Gauss-Newton steps for the gate variable
+CHUNK = {"cpu": 256, "cuda": 16384}  # tokens at a time: in cache on a CPU, large products on a GPU
 
 
 class FeedForward:
-    """The tokens and auxiliary variables of one feed-forward network, and the steps that solve for them.
+    """The tokens and auxiliary variables of one feed-forward network, and the steps that solve for
+    them.
 
-    x [N, d] what it receives, and `dense` [N, d] what it would receive in the dense model (None: the same), both as they
-    come; y [N, d] its target less the bias; z [N, f] and (gate) s [N, f] the auxiliary variables, which start as what the
-    dense weights make of `dense`, and need memory only where they are changed.
+    x [N, d] what it receives, and `dense` [N, d] what it would receive in the dense model (None:
+    the same), both as they come; y [N, d] its target less the bias; z [N, f] and (gate) s [N, f]
+    the auxiliary variables, which start as what the dense weights make of `dense`, and need memory
+    only where they are changed.
     """
 
     def __init__(self, linears: dict[str, nn.Linear], tokens: int, *, keep_p: bool = False):
         self.weight = {role: linear.weight.detach().float() for role, linear in linears.items()}
-        self.bias = {role: 0 if linear.bias is None else linear.bias.detach().float() for role, linear in linears.items()}
-        self.gated, up, self.dtype = "gate" in linears, self.weight["up"], linears["up"].weight.dtype
+        self.bias = {
+            role: 0 if linear.bias is None else linear.bias.detach().float()
+            for role, linear in linears.items()
+        }
+        self.gated, up, self.dtype = (
+            "gate" in linears,
+            self.weight["up"],
+            linears["up"].weight.dtype,
+        )
         self.tokens, self.filled = tokens, 0
         self.x = self.dense = self.z = self.s = None
         self.y = up.new_empty(tokens, up.shape[1])
         self.p = up.new_empty(tokens, up.shape[0]) if keep_p else None
-        self.cross_products = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
+        self.cross_products = {
+            role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"
+        }
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
-        """Tokens on their way in, x [..., d]; `dense`: the same place in the dense model, which sets the targets;
-        `drift` [..., d]: what the residual stream lacks of the dense model's, added to them."""
+        """Tokens on their way in, x [..., d]; `dense`: the same place in the dense model, which
+        sets the targets; `drift` [..., d]: what the residual stream lacks of the dense model's,
+        added to them."""
         x = x.detach().reshape(-1, x.shape[-1])
         if self.x is None:
             self.x = x.new_empty(self.tokens, x.shape[1])
@@ -53,22 +66,34 @@ class FeedForward:
     def finish(self, name: str) -> "FeedForward":
         """Refuse what is not finite, naming the module."""
         if not (torch.isfinite(self.x).all() and torch.isfinite(self.y).all()):
-            raise SparselabError(f"the calibration inputs of {name}, or its outputs, are not finite (NaN or infinite). "
-                                 "Look for broken weights before it, or load the model with dtype=torch.float32.")
+            raise SparselabError(
+                f"the calibration inputs of {name}, or its outputs, are not finite (NaN or"
+                " infinite). Look for broken weights before it, or load the model with"
+                " dtype=torch.float32."
+            )
         return self
 
     def _at_start(self, part: slice) -> list[Tensor | None]:
         """z and s [n, f] as the dense model has them."""
-        return self._before(self.weight, (self.x if self.dense is None else self.dense)[part].float())
+        return self._before(
+            self.weight, (self.x if self.dense is None else self.dense)[part].float()
+        )
 
     def _auxiliary(self, part: slice) -> tuple[Tensor, Tensor | None] | list[Tensor | None]:
         """z and s [n, f] as they are now."""
-        return self._at_start(part) if self.z is None else (self.z[part], self.s[part] if self.gated else None)
+        return (
+            self._at_start(part)
+            if self.z is None
+            else (self.z[part], self.s[part] if self.gated else None)
+        )
 
     def _make_room(self) -> None:
         """From here on z and s are changed."""
         up = self.weight["up"]
-        z, s = up.new_empty(self.filled, len(up)), up.new_empty(self.filled, len(up)) if self.gated else None
+        z, s = (
+            up.new_empty(self.filled, len(up)),
+            (up.new_empty(self.filled, len(up)) if self.gated else None),
+        )
         for part in self.parts():
             z[part], start = self._at_start(part)
             if self.gated:
@@ -89,10 +114,14 @@ class FeedForward:
         return self._before(weights, self.x[part].float())
 
     def _before(self, weights: dict[str, Tensor], x: Tensor) -> list[Tensor | None]:
-        return [x @ weights[role].T + self.bias[role] if role in weights else None for role in ("up", "gate")]
+        return [
+            x @ weights[role].T + self.bias[role] if role in weights else None
+            for role in ("up", "gate")
+        ]
 
     def initial_cross_products(self, needs: set[str]) -> tuple[Statistics, dict[str, Tensor]]:
-        """Statistics of x, and what the first matrices aim at, (z - b) X^T and (s - b) X^T [f, d], before any update."""
+        """Statistics of x, and what the first matrices aim at, (z - b) X^T and (s - b) X^T [f, d],
+        before any update."""
         inputs = Statistics(self.x.shape[1], self.x.device, needs=needs - {"cross"})
         for part in self.parts():
             inputs.add(self.x[part])
@@ -105,8 +134,8 @@ class FeedForward:
                 aims[role].addmm_((auxiliary - self.bias[role]).T, self.x[part].float())
 
     def hidden_statistics(self, weights: dict[str, Tensor]) -> tuple[Statistics, Tensor]:
-        """Statistics of W2's inputs a: the auxiliary p where it is kept, else what the weights make of x; and its aim
-        Y a^T [d, f]."""
+        """Statistics of W2's inputs a: the auxiliary p where it is kept, else what the weights make
+        of x; and its aim Y a^T [d, f]."""
         hidden = Statistics(self.weight["down"].shape[1], self.x.device, needs=(GRAM, NORMS))
         outputs = torch.zeros_like(self.weight["down"])
         for part in self.parts():
@@ -116,28 +145,42 @@ class FeedForward:
         distributed.all_reduce(outputs)
         return hidden.finish("the second linear of the feed-forward network"), outputs
 
-    def relative_error(self, weights: dict[str, Tensor], hidden: Statistics, outputs: Tensor) -> float:
-        """||Y - W2 a|| / ||Y|| for what the weights really make of x: from W2's Gram matrix where that is of a, else from
-        a pass over the tokens."""
+    def relative_error(
+        self, weights: dict[str, Tensor], hidden: Statistics, outputs: Tensor
+    ) -> float:
+        """||Y - W2 a|| / ||Y|| for what the weights really make of x: from W2's Gram matrix where
+        that is of a, else from a pass over the tokens."""
         down, whole = weights["down"], square(self.y)
         distributed.all_reduce(whole)
         if self.p is None:
-            rest = whole - 2 * (down * outputs).sum(dtype=torch.float64) + ((down @ hidden.gram) * down).sum(
-                dtype=torch.float64)
+            rest = (
+                whole
+                - 2 * (down * outputs).sum(dtype=torch.float64)
+                + ((down @ hidden.gram) * down).sum(dtype=torch.float64)
+            )
         else:
-            rest = sum(square(self.y[part] - self.activation(*self.before(weights, part)) @ down.T)
-                       for part in self.parts())
+            rest = sum(
+                square(self.y[part] - self.activation(*self.before(weights, part)) @ down.T)
+                for part in self.parts()
+            )
             distributed.all_reduce(rest)
         return (rest.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(rest > 0)
 
-    def update(self, weights: dict[str, Tensor], alpha: float, beta: float, gamma: float, *, last: bool = False
-               ) -> tuple[dict, dict]:
-        """One step for p, z and s, given the weights: the next aims, and the penalty terms per token after it. The last
-        step is for p alone."""
+    def update(
+        self,
+        weights: dict[str, Tensor],
+        alpha: float,
+        beta: float,
+        gamma: float,
+        *,
+        last: bool = False,
+    ) -> tuple[dict, dict]:
+        """One step for p, z and s, given the weights: the next aims, and the penalty terms per
+        token after it. The last step is for p alone."""
         down, sums = weights["down"], torch.zeros(3, dtype=torch.float64, device=self.x.device)
         if not last and self.z is None:
             self._make_room()
-        inner = torch.linalg.cholesky(ridge(down @ down.T, gamma / beta))    # [d, d]
+        inner = torch.linalg.cholesky(ridge(down @ down.T, gamma / beta))  # [d, d]
         aims = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
         for part in self.parts():
             m, g = self.before(weights, part)
@@ -151,7 +194,9 @@ class FeedForward:
             elif not last:
                 self.z[part] = z = solve_relu_z(p, m, alpha, gamma)
             first = alpha * (square(z - m) + (square(s - g) if self.gated else 0))
-            sums += torch.stack((first, beta * square(y - p @ down.T), gamma * square(p - self.activation(z, s))))
+            sums += torch.stack(
+                (first, beta * square(y - p @ down.T), gamma * square(p - self.activation(z, s)))
+            )
             if not last:
                 self._add_aims(aims, part, z, s)
         distributed.all_reduce(sums, *aims.values())
@@ -171,16 +216,18 @@ def ridge(matrix: Tensor, amount: float) -> Tensor:
 
 
 def solve_p(phi: Tensor, y: Tensor, down: Tensor, inner: Tensor) -> Tensor:
-    """argmin over p of beta |y - W2 p|^2 + gamma |p - phi|^2, rows are tokens: phi [n, f], y [n, d], down W2 [d, f].
+    """argmin over p of beta |y - W2 p|^2 + gamma |p - phi|^2, rows are tokens: phi [n, f], y [n,
+    d], down W2 [d, f].
 
-    p = phi + W2^T (W2 W2^T + gamma/beta I)^-1 (y - W2 phi): the push-through identity turns the f x f inverse of the
-    normal equations into `inner`, the Cholesky factor of a d x d matrix.
+    p = phi + W2^T (W2 W2^T + gamma/beta I)^-1 (y - W2 phi): the push-through identity turns the f x
+    f inverse of the normal equations into `inner`, the Cholesky factor of a d x d matrix.
     """
     return phi + torch.cholesky_solve((y - phi @ down.T).T, inner).T @ down
 
 
 def solve_relu_z(p: Tensor, m: Tensor, alpha: float, gamma: float) -> Tensor:
-    """argmin over z of alpha (z - m)^2 + gamma (p - relu(z))^2, per element: the better of z >= 0 and z <= 0."""
+    """argmin over z of alpha (z - m)^2 + gamma (p - relu(z))^2, per element: the better of z >= 0
+    and z <= 0."""
     up, low = ((gamma * p + alpha * m) / (gamma + alpha)).clamp_(min=0), m.clamp(max=0)
     cost_up = alpha * (up - m).square_() + gamma * (p - up).square_()
     cost_low = alpha * (low - m).square_() + gamma * p.square()
@@ -192,21 +239,24 @@ def solve_gated_z(p: Tensor, m: Tensor, gate: Tensor, alpha: float, gamma: float
     return (alpha * m + gamma * gate * p) / (alpha + gamma * gate.square())
 
 
-def solve_s(s: Tensor, p: Tensor, z: Tensor, g: Tensor, alpha: float, gamma: float, steps: int = GATE_STEPS) -> Tensor:
+def solve_s(
+    s: Tensor, p: Tensor, z: Tensor, g: Tensor, alpha: float, gamma: float, steps: int = GATE_STEPS
+) -> Tensor:
     """Lower alpha (s - g)^2 + gamma (p - silu(s) z)^2 over s, per element, from s.
 
-    Gauss-Newton: the step is the gradient over alpha + gamma (z silu'(s))^2, at most |g - s| + |p - silu(s) z| / |z|
-    in size whatever z is. A step that does not lower the cost is not taken, and the next is a quarter of it: finite
-    and never worse, where the published fixed step diverges for |z| above 4.
+    Gauss-Newton: the step is the gradient over alpha + gamma (z silu'(s))^2, at most |g - s| + |p -
+    silu(s) z| / |z| in size whatever z is. A step that does not lower the cost is not taken, and
+    the next is a quarter of it: finite and never worse, where the published fixed step diverges for
+    |z| above 4.
     """
     cost, scale = _gate_cost(s, p, z, g, alpha, gamma), torch.ones_like(s)
     for _ in range(steps):
         sigmoid = torch.sigmoid(s)
-        slope = z * sigmoid * (1 + s * (1 - sigmoid))                        # d (silu(s) z) / ds
+        slope = z * sigmoid * (1 + s * (1 - sigmoid))  # d (silu(s) z) / ds
         gradient = alpha * (s - g) - gamma * (p - s * sigmoid * z) * slope
         new = s - scale * gradient / (alpha + gamma * slope.square())
         new_cost = _gate_cost(new, p, z, g, alpha, gamma)
-        better = new_cost < cost                                             # False for NaN
+        better = new_cost < cost  # False for NaN
         s, cost = torch.where(better, new, s), torch.where(better, new_cost, cost)
         scale = torch.where(better, scale, scale / 4)
     return s

@@ -1,4 +1,5 @@
 """Magnitude pruning: the smallest weights go, whatever their inputs are (the baseline)."""
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,10 +14,12 @@ from .base import Method, Solution, keep_weights
 
 @dataclass(frozen=True)
 class Magnitude(Method):
-    """Zero the smallest |W|: of each matrix (`scope="matrix"`) or of the whole model (`scope="global"`).
+    """Zero the smallest |W|: of each matrix (`scope="matrix"`) or of the whole model
+    (`scope="global"`).
 
-    Global scope lets the matrices compete: the total is exact, the sparsity of each matrix is what comes out.
-    n:m patterns choose within each group, so the scope does not matter to them. Source: Han et al., arXiv 1506.02626.
+    Global scope lets the matrices compete: the total is exact, the sparsity of each matrix is what
+    comes out. n:m patterns choose within each group, so the scope does not matter to them. Source:
+    Han et al., arXiv 1506.02626.
     """
 
     scope: str = "matrix"
@@ -36,8 +39,10 @@ class Magnitude(Method):
         if self.scope == "matrix" or pattern.m:
             return super().shares(weights, pattern)
         if any(weight.is_meta for weight in weights.values()):
-            raise SparselabError("Magnitude(scope='global') compares the weights of all matrices, and so needs the model "
-                                 "in memory: load it with sl.load, or use scope='matrix'.")
+            raise SparselabError(
+                "Magnitude(scope='global') compares the weights of all matrices, and so needs the"
+                " model in memory: load it with sl.load, or use scope='matrix'."
+            )
         return dict(zip(weights, global_shares(weights.values(), pattern), strict=True))
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
@@ -47,13 +52,14 @@ class Magnitude(Method):
 def global_shares(weights: Iterable[Tensor], pattern: Pattern) -> list[Pattern]:
     """The sparsity each matrix gets when the smallest weights of all matrices together are pruned.
 
-    The threshold is found by bisection on the bit pattern of |W| as float32, which orders like the number: exact, and
-    without a copy of the model. Weights that tie at the threshold go in the order of the matrices.
+    The threshold is found by bisection on the bit pattern of |W| as float32, which orders like the
+    number: exact, and without a copy of the model. Weights that tie at the threshold go in the
+    order of the matrices.
     """
     weights = list(weights)
     room = pattern.zeros(sum(w.numel() for w in weights))
-    low, high = -1, 0x7F800000                                               # bits of +infinity
-    while high - low > 1:                                                    # smallest bits with count(<= bits) >= room
+    low, high = -1, 0x7F800000  # bits of +infinity
+    while high - low > 1:  # smallest bits with count(<= bits) >= room
         middle = (low + high) // 2
         low, high = (low, middle) if _up_to(weights, middle) >= room else (middle, high)
     below = [_count(w, high - 1) for w in weights]

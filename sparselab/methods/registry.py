@@ -1,4 +1,5 @@
 """The pruning methods, by name."""
+
 import ast
 from dataclasses import fields, replace
 
@@ -13,7 +14,8 @@ from .swaps import Swaps
 from .wanda import Wanda
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Magnitude, Wanda, SparseGPT, DSnoT, Swaps, ADMM, SparseLLM)}
+    method.name: method for method in (Magnitude, Wanda, SparseGPT, DSnoT, Swaps, ADMM, SparseLLM)
+}
 
 
 def find_method(method: "str | Method") -> Method:
@@ -22,13 +24,17 @@ def find_method(method: "str | Method") -> Method:
         return method
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
-    raise SparselabError(f"unknown method {method!r}.{did_you_mean(str(method), METHODS)} A method may also be an instance "
-                         "such as sl.SparseGPT(damp=0.1).")
+    raise SparselabError(
+        f"unknown method {method!r}.{did_you_mean(str(method), METHODS)} A method may also be an"
+        " instance such as sl.SparseGPT(damp=0.1)."
+    )
 
 
 def named_method(name: str, family: str) -> Method:
-    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare name its defaults;
-    'wanda:refit=True;targets=dense-model' sets hyper-parameters, and 'sparsellm:published;epochs=8' those of the preset."""
+    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare
+    name its defaults; 'wanda:refit=True;targets=dense-model' sets hyper-parameters, and
+    'sparsellm:published;epochs=8' those of the preset.
+    """
     method, _, variant = name.partition(":")
     base = find_method(method)
     preset, _, rest = variant.partition(";")
@@ -36,12 +42,18 @@ def named_method(name: str, family: str) -> Method:
         base, variant = getattr(type(base), preset)(family), rest
     if not variant:
         return base
-    pairs = [pair.partition("=") for pair in variant.split(";")] if "=" in variant else [("initial", "=", variant)]
+    pairs = (
+        [pair.partition("=") for pair in variant.split(";")]
+        if "=" in variant
+        else [("initial", "=", variant)]
+    )
     settings = {key: _value(text) for key, _, text in pairs}
     known = {field.name for field in fields(base)}
     if not known >= {*settings}:
-        raise SparselabError(f"{name!r}: {method} has no {', '.join({*settings} - known)}; it has "
-                             f"{', '.join(sorted(known))}.")
+        raise SparselabError(
+            f"{name!r}: {method} has no {', '.join({*settings} - known)}; it has "
+            f"{', '.join(sorted(known))}."
+        )
     return replace(base, **settings)
 
 

@@ -1,4 +1,6 @@
-"""SparseLLM: prune a feed-forward network as a whole, by auxiliary variables for what passes between its matrices."""
+"""SparseLLM: prune a feed-forward network as a whole, by auxiliary variables for what passes
+between its matrices."""
+
 import math
 from dataclasses import dataclass, replace
 
@@ -17,24 +19,26 @@ from .feed_forward import FeedForward
 class SparseLLM(Method):
     """The penalty form of a feed-forward network Y = W2 phi(W1 X + b1) + b2, minimised in turns.
 
-    min alpha |z - W1 X - b1|^2 + beta |Y - W2 p - b2|^2 + gamma |p - phi(z)|^2 over sparse W1, W2 and the auxiliary
-    z (before the activation) and p (after it); LLaMA's gate adds s, alpha |s - Wg X|^2 and phi = silu(s) z. Source: Bai
-    et al., arXiv 2402.17946, equations 4 to 9. Attention is pruned matrix by matrix. Common factors of alpha, beta and
-    gamma do not matter.
+    min alpha |z - W1 X - b1|^2 + beta |Y - W2 p - b2|^2 + gamma |p - phi(z)|^2 over sparse W1, W2
+    and the auxiliary z (before the activation) and p (after it); LLaMA's gate adds s, alpha |s - Wg
+    X|^2 and phi = silu(s) z. Source: Bai et al., arXiv 2402.17946, equations 4 to 9. Attention is
+    pruned matrix by matrix. Common factors of alpha, beta and gamma do not matter.
 
-    `epochs`: times that the matrices are solved for, the first from the start values, the dense model's own z, p and s;
-    1 by default, because more lower the block's error on the calibration tokens and hardly the perplexity. `initial`: the
-    method that prunes a matrix, 'sparsegpt', 'wanda' or 'magnitude'. `improve`: its mask and weights are improved by
-    ADMM, kept where better.
-    `realised`: W2 is fitted to what the pruned W1 gives, not to the auxiliary p. `keep_best`: the epoch with the lowest
-    true error |Y - FFN(X)| is kept, the start included, and the loop ends when an epoch gains less than `tolerance` of
-    it. `down`: W2 by 'regression', or by ten gradient steps ('descent') as published for OPT. `ridge`: damping of the
-    regressions, as a share of the Hessian's mean diagonal; None: `Statistics.damping`. `new_masks`: every epoch chooses
-    its masks anew; else the later ones refit the weights under those of the first, at a third of the time. What
-    the switches are worth: bench/ablation.csv. `SparseLLM.published()` is the code as released,
-    `.paper()` the paper's mathematics, `.repaired()` the code with one ridge changed.
-    Memory of a block of N tokens, width d, FFN width f, b bytes a weight: N d (2 b + 4) bytes; from two epochs on 4 N f
-    more for z, as much for a gate's s, and for p where it is kept (not `realised`); and about 20 f^2 for the solver.
+    `epochs`: times that the matrices are solved for, the first from the start values, the dense
+    model's own z, p and s; 1 by default, because more lower the block's error on the calibration
+    tokens and hardly the perplexity. `initial`: the method that prunes a matrix, 'sparsegpt',
+    'wanda' or 'magnitude'. `improve`: its mask and weights are improved by ADMM, kept where better.
+    `realised`: W2 is fitted to what the pruned W1 gives, not to the auxiliary p. `keep_best`: the
+    epoch with the lowest true error |Y - FFN(X)| is kept, the start included, and the loop ends
+    when an epoch gains less than `tolerance` of it. `down`: W2 by 'regression', or by ten gradient
+    steps ('descent') as published for OPT. `ridge`: damping of the regressions, as a share of the
+    Hessian's mean diagonal; None: `Statistics.damping`. `new_masks`: every epoch chooses its masks
+    anew; else the later ones refit the weights under those of the first, at a third of the time.
+    What the switches are worth: bench/ablation.csv. `SparseLLM.published()` is the code as
+    released, `.paper()` the paper's mathematics, `.repaired()` the code with one ridge changed.
+    Memory of a block of N tokens, width d, FFN width f, b bytes a weight: N d (2 b + 4) bytes; from
+    two epochs on 4 N f more for z, as much for a gate's s, and for p where it is kept (not
+    `realised`); and about 20 f^2 for the solver.
     """
 
     epochs: int = 1
@@ -61,34 +65,53 @@ class SparseLLM(Method):
         super().__post_init__()
         check_start(self, STARTS)
         if self.epochs < 1 or min(self.alpha, self.beta, self.gamma) <= 0:
-            raise SparselabError(f"SparseLLM(epochs={self.epochs}, alpha={self.alpha}, beta={self.beta}, "
-                                 f"gamma={self.gamma}): epochs >= 1, and the penalties are positive.")
+            raise SparselabError(
+                f"SparseLLM(epochs={self.epochs}, alpha={self.alpha}, beta={self.beta}, "
+                f"gamma={self.gamma}): epochs >= 1, and the penalties are positive."
+            )
         if self.down not in ("regression", "descent"):
             raise SparselabError(f"SparseLLM(down={self.down!r}): 'regression' or 'descent'.")
 
     @classmethod
     def published(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
-        """The code as released for a family: SparseGPT in every step, targets and inputs of the dense block, W1 (and the
-        gate) by a pseudo-inverse, W2 for LLaMA likewise and for OPT by ten gradient steps, fitted to p, the last epoch
-        kept, no refit. In float32, with regressions of a ridge of 1e-6 (more where that cannot be factored) for the
-        pseudo-inverses, and bounded gate steps; their 1 epoch for LLaMA's blocks 1, 30 and 31 was a guard against the
-        divergence of the gate step and is not needed."""
+        """The code as released for a family: SparseGPT in every step, targets and inputs of the
+        dense block, W1 (and the gate) by a pseudo-inverse, W2 for LLaMA likewise and for OPT by ten
+        gradient steps, fitted to p, the last epoch kept, no refit. In float32, with regressions of
+        a ridge of 1e-6 (more where that cannot be factored) for the pseudo-inverses, and bounded
+        gate steps; their 1 epoch for LLaMA's blocks 1, 30 and 31 was a guard against the divergence
+        of the gate step and is not needed."""
         if family.upper() not in ("OPT", "LLAMA"):
-            raise SparselabError(f"SparseLLM.published({family!r}): the published code has two variants, 'OPT' and 'LLaMA'.")
-        return cls(epochs, 1.0, 1.0, 1.0, improve=False, realised=False, keep_best=False, ridge=1e-6, new_masks=True,
-                   refit=False, down="descent" if family.upper() == "OPT" else "regression", targets="dense-block")
+            raise SparselabError(
+                f"SparseLLM.published({family!r}): the published code has two variants, 'OPT' and"
+                " 'LLaMA'."
+            )
+        return cls(
+            epochs,
+            1.0,
+            1.0,
+            1.0,
+            improve=False,
+            realised=False,
+            keep_best=False,
+            ridge=1e-6,
+            new_masks=True,
+            refit=False,
+            down="descent" if family.upper() == "OPT" else "regression",
+            targets="dense-block",
+        )
 
     @classmethod
     def paper(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
-        """The paper's mathematics: as `published`, and W2 too is the regression of equation 5 in both families."""
+        """The paper's mathematics: as `published`, and W2 too is the regression of equation 5 in
+        both families."""
         return replace(cls.published(family, epochs), down="regression")
 
     @classmethod
     def repaired(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
-        """The published loop with a ridge of 1e-4 in its regressions. What a LayerNorm gives hardly varies along 1/gamma,
-        the inverse of its weights; a pseudo-inverse divides by that variance and fills W1 with weights that only work
-        together, and pruning takes some of them. The ridge is a hundredth of SparseGPT's own damping, and keeps that
-        direction still."""
+        """The published loop with a ridge of 1e-4 in its regressions. What a LayerNorm gives hardly
+        varies along 1/gamma, the inverse of its weights; a pseudo-inverse divides by that variance
+        and fills W1 with weights that only work together, and pruning takes some of them. The ridge
+        is a hundredth of SparseGPT's own damping, and keeps that direction still."""
         return replace(cls.published(family, epochs), ridge=1e-4)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
@@ -103,29 +126,50 @@ class SparseLLM(Method):
         """An empty network for so many tokens; linears by role ('up', 'gate', 'down')."""
         return FeedForward(linears, tokens, keep_p=not self.realised)
 
-    def ffn_bytes(self, tokens: int, width: int, inner: int, linears: int, size: int) -> dict[str, float]:
+    def ffn_bytes(
+        self, tokens: int, width: int, inner: int, linears: int, size: int
+    ) -> dict[str, float]:
         aimed, gates = self.targets != DENSE_BLOCK, linears - 1
-        kept = gates * (self.epochs > 1) + (not self.realised)               # of z, s and p: float32 [tokens, inner]
-        return {"feed-forward variables": tokens * (width * (4 + size * (1 + aimed)) + 4 * kept * inner),
-                "ADMM's inverses": 5 * 4 * max(width, inner)**2}
+        kept = gates * (self.epochs > 1) + (
+            not self.realised
+        )  # of z, s and p: float32 [tokens, inner]
+        return {
+            "feed-forward variables": (
+                tokens * (width * (4 + size * (1 + aimed)) + 4 * kept * inner)
+            ),
+            "ADMM's inverses": 5 * 4 * max(width, inner) ** 2,
+        }
 
     def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
-        return self.epochs * (2 * tokens * width * inner * (4 + 4 * linears) + 2 * tokens * inner**2)
+        return self.epochs * (
+            2 * tokens * width * inner * (4 + 4 * linears) + 2 * tokens * inner**2
+        )
 
-    def prune_ffn(self, ffn: "FeedForward", shares: dict[str, Pattern]) -> tuple[dict[str, Fit], list[dict]]:
-        """Prune the two or three matrices together: their fits by role ('up', 'gate', 'down'), and per epoch the true
-        relative error and the three penalty terms per token after the step for p, z and s (the last epoch: for p alone).
-        An epoch is one pass over the tokens for W2 and one for p, z and s."""
+    def prune_ffn(
+        self, ffn: "FeedForward", shares: dict[str, Pattern]
+    ) -> tuple[dict[str, Fit], list[dict]]:
+        """Prune the two or three matrices together: their fits by role ('up', 'gate', 'down'), and
+        per epoch the true relative error and the three penalty terms per token after the step for
+        p, z and s (the last epoch: for p alone). An epoch is one pass over the tokens for W2 and
+        one for p, z and s."""
         inputs, aims = ffn.initial_cross_products(self.all_needs)
         best, kept, now, history = math.inf, {}, {}, []
         for epoch in range(self.epochs):
             for role, aim in aims.items():
-                now[role] = self._step(role, ffn.weight[role], aim, inputs, shares[role], now.get(role))
-            hidden, outputs = ffn.hidden_statistics({role: one.solution.weight for role, one in now.items()})
-            now["down"] = self._step("down", ffn.weight["down"], outputs, hidden, shares["down"], now.get("down"))
+                now[role] = self._step(
+                    role, ffn.weight[role], aim, inputs, shares[role], now.get(role)
+                )
+            hidden, outputs = ffn.hidden_statistics(
+                {role: one.solution.weight for role, one in now.items()}
+            )
+            now["down"] = self._step(
+                "down", ffn.weight["down"], outputs, hidden, shares["down"], now.get("down")
+            )
             weights = {role: one.solution.weight for role, one in now.items()}
             error = ffn.relative_error(weights, hidden, outputs)
-            gain = 1.0 if not epoch else 1 - error / best if best else 0.0       # nothing is better than no error
+            gain = (
+                1.0 if not epoch else 1 - error / best if best else 0.0
+            )  # nothing is better than no error
             if gain > 0 or not self.keep_best:
                 best, kept = error, dict(now)
             last = epoch == self.epochs - 1 or (self.keep_best and gain < self.tolerance)
@@ -133,12 +177,22 @@ class SparseLLM(Method):
             history.append({"epoch": epoch, "error": error, **terms})
             if last:
                 break
-        return {role: Fit.of(one.target, one.solution, one.stats, ffn.dtype) for role, one in kept.items()}, history
+        return {
+            role: Fit.of(one.target, one.solution, one.stats, ffn.dtype)
+            for role, one in kept.items()
+        }, history
 
-    def _step(self, role: str, weight: Tensor, outputs: Tensor, stats: Statistics, pattern: Pattern, last: "Step | None"
-              ) -> "Step":
-        """Fit the outputs (T X^T, a raw sum) by a regression on the inputs, and prune what it gives; or refit the weights
-        under the mask found before, where that is kept."""
+    def _step(
+        self,
+        role: str,
+        weight: Tensor,
+        outputs: Tensor,
+        stats: Statistics,
+        pattern: Pattern,
+        last: "Step | None",
+    ) -> "Step":
+        """Fit the outputs (T X^T, a raw sum) by a regression on the inputs, and prune what it
+        gives; or refit the weights under the mask found before, where that is kept."""
         if last and role == "down" and self.down == "descent":
             target = descend(last.solution.weight, outputs, stats)
         else:
@@ -158,8 +212,10 @@ class Step:
     stats: Statistics
 
 
-def descend(weight: Tensor, outputs: Tensor, stats: Statistics, steps: int = 10, rate: float = 0.01) -> Tensor:
-    """Gradient steps on the mean of (W p - T)^2, from the Gram matrix; outputs is T p^T, a raw sum."""
+def descend(
+    weight: Tensor, outputs: Tensor, stats: Statistics, steps: int = 10, rate: float = 0.01
+) -> Tensor:
+    """Gradient steps on the mean of (W p - T)^2 from the Gram matrix; outputs: T p^T, a raw sum."""
     count = stats.tokens * len(weight)
     for _ in range(steps):
         weight = weight - 2 * rate / count * (weight @ stats.gram - outputs)

@@ -1,4 +1,5 @@
 """Wanda: weight times input norm, compared within each output row; no weight is changed."""
+
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,9 +12,11 @@ from .base import Method, Solution, keep_weights
 
 @dataclass(frozen=True)
 class Wanda(Method):
-    """Zero the lowest |W_ij| * ||X_j||_2 of every output row (`per="row"`) or of the matrix (`per="matrix"`).
+    """Zero the lowest |W_ij| * ||X_j||_2 of every output row (`per="row"`) or of the matrix
+    (`per="matrix"`).
 
-    Source: Sun et al., arXiv 2306.11695, equation 1. It is SparseGPT's criterion with the Hessian cut to its diagonal.
+    Source: Sun et al., arXiv 2306.11695, equation 1. It is SparseGPT's criterion with the Hessian
+    cut to its diagonal.
     """
 
     per: str = "row"
@@ -23,10 +26,15 @@ class Wanda(Method):
     def __post_init__(self):
         super().__post_init__()
         if self.per not in ("row", "matrix"):
-            raise SparselabError(f"Wanda(per={self.per!r}): scores are compared per 'row' or per 'matrix'.")
+            raise SparselabError(
+                f"Wanda(per={self.per!r}): scores are compared per 'row' or per 'matrix'."
+            )
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
-        return keep_weights(weight, prune_rows(wanda_scores(weight, stats.norms), pattern, per_row=self.per == "row"))
+        return keep_weights(
+            weight,
+            prune_rows(wanda_scores(weight, stats.norms), pattern, per_row=self.per == "row"),
+        )
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:

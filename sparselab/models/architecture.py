@@ -1,4 +1,5 @@
 """What the engine must know of an architecture: blocks, linears, which of them share inputs."""
+
 import operator
 from dataclasses import dataclass
 
@@ -7,15 +8,20 @@ from torch import nn
 
 from ..errors import SparselabError
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)               # their weights have three dimensions and more without any expert
-UNLIMITED = int(1e30)                               # what transformers takes for a tokenizer without a limit
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+)  # their weights have three dimensions and more without any expert
+UNLIMITED = int(1e30)  # what transformers takes for a tokenizer without a limit
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of models keeps its linears: the path of its blocks, and the linears of a block in groups that
-    receive the same input, in the order in which they run. `ffn` names those of the feed-forward network. `residual`
-    names, for the linears that write to the residual stream, the module that receives it as it is before ('' the block)."""
+    """Where a family of models keeps its linears: the path of its blocks, and the linears of a
+    block in groups that receive the same input, in the order in which they run. `ffn` names those
+    of the feed-forward network. `residual` names, for the linears that write to the residual
+    stream, the module that receives it as it is before ('' the block).
+    """
 
     name: str
     blocks: str
@@ -26,30 +32,45 @@ class Family:
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 FAMILIES = (
-    Family("OPT", "model.decoder.layers", (_ATTENTION, ("self_attn.out_proj",), ("fc1",), ("fc2",)), ("fc1", "fc2"),
-           {"self_attn.out_proj": "", "fc2": "final_layer_norm"}),
-    Family("LLaMA", "model.layers",
-           (_ATTENTION, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)),
-           ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-           {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}),
+    Family(
+        "OPT",
+        "model.decoder.layers",
+        (_ATTENTION, ("self_attn.out_proj",), ("fc1",), ("fc2",)),
+        ("fc1", "fc2"),
+        {"self_attn.out_proj": "", "fc2": "final_layer_norm"},
+    ),
+    Family(
+        "LLaMA",
+        "model.layers",
+        (_ATTENTION, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)),
+        ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+        {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"},
+    ),
 )
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family whose blocks and linears are exactly those of the model: found by structure, not by name."""
+    """The family whose blocks and linears are exactly those of the model: found by structure, not
+    by name."""
     for family in FAMILIES:
         try:
             blocks = operator.attrgetter(family.blocks)(model)
         except AttributeError:
             continue
         wanted = {name for group in family.groups for name in group}
-        if len(blocks) and all(_linears(block) == wanted and not _experts(block) for block in blocks):
+        if len(blocks) and all(
+            _linears(block) == wanted and not _experts(block) for block in blocks
+        ):
             return family
     if _experts(model):
-        raise SparselabError(f"{model_name(model)} is a mixture of experts: its experts are fused matrices that these "
-                             "methods do not cover. Choose a dense model of the OPT or LLaMA family.")
-    raise SparselabError(f"{model_name(model)} ({type(model).__name__}) is not built like the OPT or LLaMA family, "
-                         "whose blocks these methods know. Choose a model of one of them, such as facebook/opt-125m.")
+        raise SparselabError(
+            f"{model_name(model)} is a mixture of experts: its experts are fused matrices that"
+            " these methods do not cover. Choose a dense model of the OPT or LLaMA family."
+        )
+    raise SparselabError(
+        f"{model_name(model)} ({type(model).__name__}) is not built like the OPT or LLaMA family, "
+        "whose blocks these methods know. Choose a model of one of them, such as facebook/opt-125m."
+    )
 
 
 def _linears(block: nn.Module) -> set[str]:
@@ -57,8 +78,15 @@ def _linears(block: nn.Module) -> set[str]:
 
 
 def _experts(module: nn.Module) -> bool:
-    fused = (p for part in module.modules() if not isinstance(part, CONVOLUTIONS) for p in part.parameters(recurse=False))
-    return any(p.ndim > 2 for p in fused) or any(".experts." in name for name, _ in module.named_parameters())
+    fused = (
+        p
+        for part in module.modules()
+        if not isinstance(part, CONVOLUTIONS)
+        for p in part.parameters(recurse=False)
+    )
+    return any(p.ndim > 2 for p in fused) or any(
+        ".experts." in name for name, _ in module.named_parameters()
+    )
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
@@ -69,14 +97,22 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 def linears_of(model: nn.Module, layers: list[int] | None = None) -> dict[str, nn.Linear]:
     """Every linear that pruning touches, by its name in the model: 'model.layers.0.mlp.up_proj'."""
     family, blocks = family_of(model), blocks_of(model)
-    return {f"{family.blocks}.{i}.{name}": blocks[i].get_submodule(name)
-            for i in (range(len(blocks)) if layers is None else layers) for group in family.groups for name in group}
+    return {
+        f"{family.blocks}.{i}.{name}": blocks[i].get_submodule(name)
+        for i in (range(len(blocks)) if layers is None else layers)
+        for group in family.groups
+        for name in group
+    }
 
 
 def model_name(model: nn.Module) -> str:
     """The name that the model was loaded by."""
     config = getattr(model, "config", None)
-    return getattr(model, "sparselab_name", None) or getattr(config, "_name_or_path", "") or type(model).__name__
+    return (
+        getattr(model, "sparselab_name", None)
+        or getattr(config, "_name_or_path", "")
+        or type(model).__name__
+    )
 
 
 def context_length(model: nn.Module) -> int:

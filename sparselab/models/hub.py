@@ -1,4 +1,5 @@
 """The Hugging Face Hub: whether it may be asked, and its chatter."""
+
 import os
 import socket
 from urllib.parse import urlparse
@@ -7,7 +8,8 @@ from transformers.utils import logging as transformers_logging
 
 
 def online() -> bool:
-    """Whether the Hub can be reached (looked up once, so that a machine without network fails in a second)."""
+    """Whether the Hub can be reached (looked up once, so that a machine without network fails in a
+    second)."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
         return False
     if any(os.environ.get(key) for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):

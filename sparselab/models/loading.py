@@ -1,4 +1,5 @@
 """Load a model and its tokenizer, and know where the blocks and linears of its family are."""
+
 import hashlib
 import json
 import weakref
@@ -24,7 +25,8 @@ from .packed import PACKED, read_packed
 
 
 def revision(model: nn.Module) -> str:
-    """Which weights these were: the Hub's commit, or the sha256 of the folder's safetensors files together."""
+    """Which weights these were: the Hub's commit, or the sha256 of the folder's safetensors files
+    together."""
     commit = getattr(model.config, "_commit_hash", None)
     return commit or _weights_sha256(locate(model_name(model))[0])
 
@@ -39,8 +41,10 @@ def _weights_sha256(folder: str) -> str:
 
 
 INDEX = "model.safetensors.index.json"
-LOCAL = {"local_files_only": True, "trust_remote_code": False}     # None would ask on standard input
-_tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = weakref.WeakKeyDictionary()
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # None would ask on standard input
+_tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase | None:
@@ -48,15 +52,19 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase | None:
     return _tokenizers.get(model)
 
 
-def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
-         ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer by name.
 
     Parameters
     ----------
     name : str or Path
-        'opt-mini', 'smollm2-135m', a local folder, or a Hub id such as 'facebook/opt-125m'. OPT and LLaMA families,
-        safetensors only, no remote code.
+        'opt-mini', 'smollm2-135m', a local folder, or a Hub id such as 'facebook/opt-125m'. OPT and
+        LLaMA families, safetensors only, no remote code.
     dtype : torch.dtype or str, optional
         Default: float32 on a CPU, the checkpoint's own on a GPU.
     device : torch.device or str, optional
@@ -82,7 +90,9 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
             if (Path(folder) / PACKED).exists():
                 model = read_packed(Path(folder), config, dtype)
             else:
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, use_safetensors=True, **options
+                )
             tokenizer = read_tokenizer(name, folder, options)
         except Exception as error:
             raise friendly_error(name, error) from error
@@ -92,18 +102,22 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
 
 
 def read_tokenizer(name: str | Path, folder: str | Path, options: dict) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; a SparselabError where there are no files of one: for some families
-    transformers then makes one that knows no word."""
+    """The tokenizer of a folder or Hub id; a SparselabError where there are no files of one: for
+    some families transformers then makes one that knows no word."""
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     if not tokenizer("The words of a text.", add_special_tokens=False).input_ids:
-        raise SparselabError(f"{name} has no tokenizer: its files are missing, or empty. Add tokenizer.json (or vocab.json "
-                             "and merges.txt) of the model that it was made from.")
+        raise SparselabError(
+            f"{name} has no tokenizer: its files are missing, or empty. Add tokenizer.json (or"
+            " vocab.json and merges.txt) of the model that it was made from."
+        )
     return tokenizer
 
 
 def remember_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """So that `save` writes it beside the model."""
-    tokenizer.model_max_length = UNLIMITED          # whole texts are tokenised at once and cut later: no length warning
+    tokenizer.model_max_length = (
+        UNLIMITED  # whole texts are tokenised at once and cut later: no length warning
+    )
     _tokenizers[model] = tokenizer
 
 
@@ -119,15 +133,20 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def find_device(device: torch.device | str | None, *, here: bool = True) -> torch.device:
-    """A device by name, the GPU where there is one if None; a SparselabError where there is no such device `here`."""
+    """A device by name, the GPU where there is one if None; a SparselabError where there is no such
+    device `here`."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise SparselabError(f"unknown device {device!r}: 'cpu', 'cuda', or 'cuda:1' for the second GPU.") from None
+        raise SparselabError(
+            f"unknown device {device!r}: 'cpu', 'cuda', or 'cuda:1' for the second GPU."
+        ) from None
     count = torch.cuda.device_count()
     if here and found.type == "cuda" and (found.index or 0) >= count:
-        raise SparselabError(f"device={str(device)!r} was asked for, but torch sees {count or 'no'} GPU here. Use "
-                             f"device={'cuda:0' if count else 'cpu'!r}.")
+        raise SparselabError(
+            f"device={str(device)!r} was asked for, but torch sees {count or 'no'} GPU here. Use "
+            f"device={'cuda:0' if count else 'cpu'!r}."
+        )
     return found
 
 
@@ -137,7 +156,9 @@ def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
         return dtype
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise SparselabError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, ['float32', 'bfloat16', 'float16'])}")
+        raise SparselabError(
+            f"unknown dtype {dtype!r}.{did_you_mean(dtype, ['float32', 'bfloat16', 'float16'])}"
+        )
     return found
 
 
@@ -151,8 +172,10 @@ def locate(name: str) -> tuple[str, dict]:
     if Path(name).is_dir():
         return name, LOCAL
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise SparselabError(f"unknown model {name!r}: no folder of this name.{did_you_mean(name, EMBEDDED)} "
-                             "Other models go by their Hub id, owner/name, such as facebook/opt-125m.")
+        raise SparselabError(
+            f"unknown model {name!r}: no folder of this name.{did_you_mean(name, EMBEDDED)} "
+            "Other models go by their Hub id, owner/name, such as facebook/opt-125m."
+        )
     return name, {**LOCAL, "local_files_only": not online()}
 
 
@@ -168,13 +191,16 @@ def read_config(name: str | Path, folder: str | Path, options: dict) -> Pretrain
 
 
 def _refuse_other_families(config: PretrainedConfig, name: str | Path) -> None:
-    """Build the model without memory and look at its structure, before any weight is read or downloaded."""
+    """Build the model without memory and look at its structure, before any weight is read or
+    downloaded."""
     try:
         with torch.device("meta"), quiet():
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise SparselabError(f"{name}: transformers knows no causal language model of type {config.model_type!r} "
-                             f"without remote code. Choose a model of the OPT or LLaMA family.") from error
+        raise SparselabError(
+            f"{name}: transformers knows no causal language model of type {config.model_type!r} "
+            "without remote code. Choose a model of the OPT or LLaMA family."
+        ) from error
     skeleton.sparselab_name = str(name)
     family_of(skeleton)
 
@@ -193,30 +219,50 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
     if isinstance(error, SparselabError):
         return error
     if "GatedRepoError" in causes:
-        return SparselabError(f"{name} is gated: accept its licence on its page on huggingface.co, then log in with "
-                              "`hf auth login`.")
+        return SparselabError(
+            f"{name} is gated: accept its licence on its page on huggingface.co, then log in with "
+            "`hf auth login`."
+        )
     if "RepositoryNotFoundError" in causes:
-        return SparselabError(f"there is no model {name} on the Hub (or it is private). Check the spelling, or log in "
-                              "with `hf auth login`.")
-    if {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"} & set(causes):
-        return SparselabError(f"{name} is not on this machine and the Hub cannot be reached. Connect to the network, "
-                              f"pass a local folder, or use one of {', '.join(EMBEDDED)}.")
+        return SparselabError(
+            f"there is no model {name} on the Hub (or it is private). Check the spelling, or log in"
+            " with `hf auth login`."
+        )
+    if {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"} & set(
+        causes
+    ):
+        return SparselabError(
+            f"{name} is not on this machine and the Hub cannot be reached. Connect to the network, "
+            f"pass a local folder, or use one of {', '.join(EMBEDDED)}."
+        )
     if {"OutOfMemoryError", "MemoryError"} & set(causes):
-        return SparselabError(f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model.")
+        return SparselabError(
+            f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model."
+        )
     if "ignore_mismatched_sizes" in str(error):
-        return SparselabError(f"{name}: weights in its files have other shapes than its config.json says. They do not "
-                              "belong together: download both again.")
+        return SparselabError(
+            f"{name}: weights in its files have other shapes than its config.json says. They do not"
+            " belong together: download both again."
+        )
     if missing := _missing_shards(Path(name)):
-        return SparselabError(f"{name}: its index names {', '.join(missing)}, and there is no such file. Download the model "
-                              "again.")
+        return SparselabError(
+            f"{name}: its index names {', '.join(missing)}, and there is no such file. Download the"
+            " model again."
+        )
     if "trust_remote_code" in str(error):
-        return SparselabError(f"{name} brings code of its own, which is not run here. Choose a model of the OPT or LLaMA "
-                              "family that transformers knows, or convert it with its own code first.")
+        return SparselabError(
+            f"{name} brings code of its own, which is not run here. Choose a model of the OPT or"
+            " LLaMA family that transformers knows, or convert it with its own code first."
+        )
     if "safetensors" in str(error):
-        return SparselabError(f"{name} holds no safetensors file (pickled weights are not read, for they can run code). "
-                              "Convert it with save_pretrained of transformers, or choose another copy.")
-    return SparselabError(f"{name} could not be loaded: {str(error).splitlines()[0] if str(error) else causes[0]} "
-                          "Check that the folder holds config.json, *.safetensors and the tokenizer's files.")
+        return SparselabError(
+            f"{name} holds no safetensors file (pickled weights are not read, for they can run"
+            " code). Convert it with save_pretrained of transformers, or choose another copy."
+        )
+    return SparselabError(
+        f"{name} could not be loaded: {str(error).splitlines()[0] if str(error) else causes[0]} "
+        "Check that the folder holds config.json, *.safetensors and the tokenizer's files."
+    )
 
 
 def weight_map(folder: Path) -> dict[str, str]:
@@ -227,6 +273,8 @@ def weight_map(folder: Path) -> dict[str, str]:
 def _missing_shards(folder: Path) -> list[str]:
     """The shards that the index of a local folder names and that are not there."""
     try:
-        return sorted({file for file in weight_map(folder).values() if not (folder / file).exists()})
+        return sorted(
+            {file for file in weight_map(folder).values() if not (folder / file).exists()}
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return []

@@ -1,4 +1,5 @@
 """A pruned model as a folder that transformers loads."""
+
 import errno
 import os
 import shutil
@@ -20,18 +21,26 @@ REPORT_FILE = "sparselab-report.json"
 
 
 class Savable(Protocol):
-    """What a run says of itself, `sl.Report`; models know no more of it than that it writes a file."""
+    """What a run says of itself, `sl.Report`; models only know that it writes a file."""
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
 
 
-def save(model: nn.Module, report: Savable, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None,
-         overwrite: bool = False, packed: bool = False) -> Path:
-    """Write the pruned model, its tokenizer and the report into a folder that transformers and `load` read.
+def save(
+    model: nn.Module,
+    report: Savable,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    packed: bool = False,
+) -> Path:
+    """Write the pruned model, its tokenizer and the report into a folder that transformers and
+    `load` read.
 
-    Everything goes to a folder beside the target first and is renamed at the end: an interrupted or failed save leaves
-    nothing half-written.
+    Everything goes to a folder beside the target first and is renamed at the end: an interrupted or
+    failed save leaves nothing half-written.
 
     Parameters
     ----------
@@ -46,8 +55,8 @@ def save(model: nn.Module, report: Savable, folder: str | Path, *, tokenizer: Pr
     overwrite : bool
         Replace a folder that is there.
     packed : bool
-        Store only the kept weights and a bit mask: smaller from 6.25 % zeros on (16 bits). `load` reads it, transformers
-        does not.
+        Store only the kept weights and a bit mask: smaller from 6.25 % zeros on (16 bits). `load`
+        reads it, transformers does not.
 
     Returns
     -------
@@ -61,13 +70,17 @@ def save(model: nn.Module, report: Savable, folder: str | Path, *, tokenizer: Pr
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not overwrite:
-        raise SparselabError(f"{folder} exists already. Choose another folder, or pass overwrite=True to replace it.")
+        raise SparselabError(
+            f"{folder} exists already. Choose another folder, or pass overwrite=True to replace it."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     free = shutil.disk_usage(folder.parent).free
     if free < needed * 1.05 + 2**20:
-        raise SparselabError(f"saving {model_name(model)} needs {needed / 2**20:.0f} MiB, but {folder.parent} has "
-                             f"{free / 2**20:.0f} MiB free. Free some disk space or choose another folder.")
+        raise SparselabError(
+            f"saving {model_name(model)} needs {needed / 2**20:.0f} MiB, but {folder.parent} has "
+            f"{free / 2**20:.0f} MiB free. Free some disk space or choose another folder."
+        )
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
     try:
         part.chmod(0o755)
@@ -76,8 +89,10 @@ def save(model: nn.Module, report: Savable, folder: str | Path, *, tokenizer: Pr
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise SparselabError(f"the disk of {folder.parent} became full while saving; nothing was left there. Free some "
-                             "disk space or choose another folder.") from error
+        raise SparselabError(
+            f"the disk of {folder.parent} became full while saving; nothing was left there. Free"
+            " some disk space or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -92,7 +107,7 @@ def _write(model, report: Savable, folder: Path, tokenizer, packed: bool) -> Non
                 write_packed(model, folder)
             else:
                 model.save_pretrained(folder)
-    except Exception as error:                   # safetensors wraps the system's error in one of its own
+    except Exception as error:  # safetensors wraps the system's error in one of its own
         if "No space left" in str(error):
             raise OSError(errno.ENOSPC, str(error)) from error
         raise
@@ -107,6 +122,6 @@ def _swap(part: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     part.rename(folder)
-    if old.is_file() or old.is_symlink():                # what a link points to stays
+    if old.is_file() or old.is_symlink():  # what a link points to stays
         old.unlink()
     shutil.rmtree(old, ignore_errors=True)

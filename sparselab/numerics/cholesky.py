@@ -1,4 +1,6 @@
-"""Gram matrix and inverse Hessian factor: the two large matrix computations of SparseGPT, at half price."""
+"""Gram matrix and inverse Hessian factor: the two large matrix computations of SparseGPT, at half
+price."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,9 +9,11 @@ from torch import Tensor
 
 from ..errors import SparselabError
 
-PANELS = 8              # half of a symmetric or triangular product, in 8 panels, costs 9/16 of the whole product
-LEAF = 256              # rows of the inverse factor computed at a time
-ROUNDING = 1e-6         # a pivot below this share of its diagonal entry is float32 rounding, not curvature
+PANELS = (
+    8  # half of a symmetric or triangular product, in 8 panels, costs 9/16 of the whole product
+)
+LEAF = 256  # rows of the inverse factor computed at a time
+ROUNDING = 1e-6  # a pivot below this share of its diagonal entry is float32 rounding, not curvature
 
 
 def _panels(width: int) -> list[tuple[int, int]]:
@@ -20,8 +24,10 @@ def _panels(width: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def tensor_cores(dtype: torch.dtype) -> Iterator[None]:
-    """Let a GPU multiply in TF32 what came in 16 bits: those numbers fit its mantissa and exponent, so that every product
-    is exact, and the sums stay float32. Numbers of float32 would be cut: for them nothing changes."""
+    """Let a GPU multiply in TF32 what came in 16 bits: those numbers fit its mantissa and exponent,
+    so that every product is exact, and the sums stay float32. Numbers of float32 would be cut: for
+    them nothing changes.
+    """
     products = torch.backends.cuda.matmul
     before = products.fp32_precision
     try:
@@ -41,53 +47,68 @@ def add_gram(gram: Tensor, x: Tensor) -> None:
 
 
 def mirror(gram: Tensor) -> None:
-    """Copy the lower triangle of gram [c, c] to the upper one, panel by panel: without a second matrix of that size."""
+    """Copy the lower triangle of gram [c, c] to the upper one, panel by panel: without a second
+    matrix of that size."""
     for a, b in _panels(len(gram)):
         corner = gram[a:b, a:b].tril()
         gram[a:b, a:b] = corner.add_(corner.tril(-1).T)
         gram[:a, a:b] = gram[a:b, :a].T
 
 
-def inverse_factor(gram: Tensor, damp: float, tries: int, tokens: int = 1) -> tuple[Tensor, float, int]:
-    """Upper R with H^-1 = R^T R for H = gram [c, c] / tokens + damp * mean diagonal; the damping used, and the tries.
+def inverse_factor(
+    gram: Tensor, damp: float, tries: int, tokens: int = 1
+) -> tuple[Tensor, float, int]:
+    """Upper R with H^-1 = R^T R for H = gram [c, c] / tokens + damp * mean diagonal; the damping
+    used, and the tries.
 
-    In two lines it would be `L = cholesky(H.flip(0, 1)); R = solve_triangular(L, I, upper=False).flip(0, 1)`.
+    In two lines it would be `L = cholesky(H.flip(0, 1)); R = solve_triangular(L, I,
+    upper=False).flip(0, 1)`.
     """
     diagonal = gram.diagonal() / tokens
     dead = diagonal == 0
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=gram.device)
     for attempt in range(1, tries + 1):
         factor = _factor(gram, tokens, damp * mean + mean * dead)
-        if factor is not None and torch.stack(torch.aminmax(factor)).isfinite().all():      # NaN too, and no copy
+        if (
+            factor is not None and torch.stack(torch.aminmax(factor)).isfinite().all()
+        ):  # NaN too, and no copy
             return factor, damp, attempt
         damp = max(10 * damp, 1e-4)
-    raise SparselabError(f"the Hessian could not be factored, even with damping {damp / 10:g} of its mean diagonal. "
-                         "Use more calibration tokens, or a larger damp=.")
+    raise SparselabError(
+        f"the Hessian could not be factored, even with damping {damp / 10:g} of its mean diagonal. "
+        "Use more calibration tokens, or a larger damp=."
+    )
 
 
 def _factor(gram: Tensor, tokens: int, extra: Tensor) -> Tensor | None:
-    """Upper R with R^T R = (gram / tokens + diag(extra))^-1, or None where a pivot is no more than rounding.
+    """Upper R with R^T R = (gram / tokens + diag(extra))^-1, or None where a pivot is no more than
+    rounding.
 
-    From the last rows to the first, LEAF at a time, and nearly all of it matrix products. With A the rows' own block,
-    B to the right of it and D what R is known for: S = A - B D^-1 B^T is what the later inputs leave unexplained.
+    From the last rows to the first, LEAF at a time, and nearly all of it matrix products. With A
+    the rows' own block, B to the right of it and D what R is known for: S = A - B D^-1 B^T is what
+    the later inputs leave unexplained.
     """
     n, total = len(gram), gram.diagonal() / tokens + extra
     factor, identity = torch.zeros_like(gram), torch.eye(min(n, LEAF), device=gram.device)
     broken = torch.zeros((), dtype=torch.bool, device=gram.device)
     for b in range(n, 0, -LEAF):
         a = max(b - LEAF, 0)
-        rows, known = gram[a:b, a:] / tokens, factor[b:, b:]                 # never a second matrix of that size
-        own, right = rows[:, :b - a], rows[:, b - a:]                        # A, B
+        rows, known = gram[a:b, a:] / tokens, factor[b:, b:]  # never a second matrix of that size
+        own, right = rows[:, : b - a], rows[:, b - a :]  # A, B
         side = torch.empty_like(right)
-        for c, d in _panels(n - b):                                          # side = B R_D^T; R_D is upper: skip zeros
+        for c, d in _panels(n - b):  # side = B R_D^T; R_D is upper: skip zeros
             torch.mm(right[:, c:], known[c:d, c:].T, out=side[:, c:d])
-        rest = torch.addmm(own, side, side.T, alpha=-1)                      # S
+        rest = torch.addmm(own, side, side.T, alpha=-1)  # S
         rest.diagonal().add_(extra[a:b])
-        lower, failed = torch.linalg.cholesky_ex(rest.flip(0, 1))            # reversed, for an upper factor of S^-1
+        lower, failed = torch.linalg.cholesky_ex(
+            rest.flip(0, 1)
+        )  # reversed, for an upper factor of S^-1
         broken |= (failed != 0) | (lower.diagonal().square() < ROUNDING * total[a:b].flip(0)).any()
-        corner = torch.linalg.solve_triangular(lower, identity[:b - a, :b - a], upper=False).flip(0, 1)
+        corner = torch.linalg.solve_triangular(lower, identity[: b - a, : b - a], upper=False).flip(
+            0, 1
+        )
         factor[a:b, a:b] = corner
         side = torch.mm(corner, side).neg_()
         for c, d in _panels(n - b):
-            torch.mm(side[:, :d], known[:d, c:d], out=factor[a:b, b + c:b + d])
-    return None if broken else factor                                        # asked once: each time stops a GPU
+            torch.mm(side[:, :d], known[:d, c:d], out=factor[a:b, b + c : b + d])
+    return None if broken else factor  # asked once: each time stops a GPU

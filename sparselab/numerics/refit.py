@@ -1,28 +1,39 @@
-"""The best weights under a given mask: conjugate gradients on all rows at once, from the Hessian alone."""
+"""The best weights under a given mask: conjugate gradients on all rows at once, from the Hessian
+alone."""
+
 import torch
 from torch import Tensor
 
 
-def refit(target: Tensor, start: Tensor, mask: Tensor, hessian: Tensor, *, steps: int = 50, tolerance: float = 1e-4
-          ) -> Tensor:
-    """Minimise tr((W - T) H (W - T)^T) over all W that are zero outside the mask; no step makes it larger.
+def refit(
+    target: Tensor,
+    start: Tensor,
+    mask: Tensor,
+    hessian: Tensor,
+    *,
+    steps: int = 50,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """Minimise tr((W - T) H (W - T)^T) over all W that are zero outside the mask; no step makes it
+    larger.
 
-    target T, start [r, c], mask bool [r, c], hessian H [c, c] positive definite, all float32. Conjugate gradients on
-    the kept weights, each row with its own step length, preconditioned by H's diagonal; ends when a step lowers the
-    squared error by less than `tolerance` of it. One product [r, c] x [c, c] per step, where an exact solution by
-    factorisation needs one factor per row. Sources: arXiv 2401.02938 (the problem), arXiv 2406.07831 (the gradients).
+    target T, start [r, c], mask bool [r, c], hessian H [c, c] positive definite, all float32.
+    Conjugate gradients on the kept weights, each row with its own step length, preconditioned by
+    H's diagonal; ends when a step lowers the squared error by less than `tolerance` of it. One
+    product [r, c] x [c, c] per step, where an exact solution by factorisation needs one factor per
+    row. Sources: arXiv 2401.02938 (the problem), arXiv 2406.07831 (the gradients).
     """
     weight, tiny = start * mask, torch.finfo(start.dtype).tiny
-    scale = mask / hessian.diagonal()                                        # 0 where pruned: the step stays in the mask
-    residual = (target - weight) @ hessian                                   # [r, c], minus half the gradient
+    scale = mask / hessian.diagonal()  # 0 where pruned: the step stays in the mask
+    residual = (target - weight) @ hessian  # [r, c], minus half the gradient
     error = (residual * (target - weight)).sum()
     direction = residual * scale
-    power = (residual * direction).sum(1, keepdim=True)                      # [r, 1], squared length of the gradient
+    power = (residual * direction).sum(1, keepdim=True)  # [r, 1], squared length of the gradient
     for _ in range(steps):
         image = direction @ hessian
         length = power / (direction * image).sum(1, keepdim=True).clamp(min=tiny)
         weight.addcmul_(direction, length)
-        if not (gain := (length * power).sum()) > tolerance * error:         # also where NaN
+        if not (gain := (length * power).sum()) > tolerance * error:  # also where NaN
             break
         error = error - gain
         residual.addcmul_(image, -length)

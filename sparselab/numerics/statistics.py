@@ -1,4 +1,5 @@
-"""What a method may know about the inputs of a layer: their second moments, gathered in one pass."""
+"""What a method may know of a layer's inputs: their second moments, gathered in one pass."""
+
 from collections.abc import Callable, Collection, Hashable
 from functools import partial
 from typing import Any
@@ -11,23 +12,31 @@ from ..runtime import distributed
 from .cholesky import add_gram, inverse_factor, mirror, tensor_cores
 
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
-DAMP = 0.01                 # SparseGPT's damping
-NOISE = 0.5                 # damping per input and token, where it is more
-COLUMNS = 1024              # of a Gram matrix that is multiplied at a time: a CPU's library copies what it multiplies
+DAMP = 0.01  # SparseGPT's damping
+NOISE = 0.5  # damping per input and token, where it is more
+COLUMNS = (
+    1024  # of a Gram matrix that is multiplied at a time: a CPU's library copies what it multiplies
+)
 
 
 class Statistics:
     """Second moments of the inputs X [c, N] that one or more linears share, tokens as columns.
 
-    `gram` [c, c] is the raw sum X X^T in float32, only where a method asked for it; `square` [c] is its diagonal;
-    `sample` [k, c] keeps some tokens, so that methods without a Gram matrix can still report an output error.
-    `sums` and `between` [c] give means and variances (DSnoT); `cross` [c, c] is X_d X^T, where X_d are the inputs at
-    the same place in the dense model; `drift` [r, c] is D X^T, where D [r, N] is what the residual stream lacks.
+    `gram` [c, c] is the raw sum X X^T in float32, only where a method asked for it; `square` [c] is
+    its diagonal; `sample` [k, c] keeps some tokens, so that methods without a Gram matrix can still
+    report an output error. `sums` and `between` [c] give means and variances (DSnoT); `cross` [c,
+    c] is X_d X^T, where X_d are the inputs at the same place in the dense model; `drift` [r, c] is
+    D X^T, where D [r, N] is what the residual stream lacks.
     """
 
-    def __init__(self, width: int, device: torch.device, *, needs: Collection[str] = (GRAM,), every: int = 1):
+    def __init__(
+        self, width: int, device: torch.device, *, needs: Collection[str] = (GRAM,), every: int = 1
+    ):
         self.tokens, self.sequences, self.every = 0, 0, every
-        vector, matrix = partial(torch.zeros, width, device=device), partial(torch.zeros, width, width, device=device)
+        vector, matrix = (
+            partial(torch.zeros, width, device=device),
+            partial(torch.zeros, width, width, device=device),
+        )
         self.square = vector() if NORMS in needs or MOMENTS in needs else None
         self.sums, self.between = (vector(), vector()) if MOMENTS in needs else (None, None)
         self.gram = matrix() if GRAM in needs else None
@@ -44,40 +53,46 @@ class Statistics:
         return stats._mirrored()
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
-        """Add tokens, x [..., seqlen, c], a sequence is what the second last dimension holds; `dense` [..., seqlen, c]
-        the same place in the dense model; `drift` [..., seqlen, r] its residual stream less the present one."""
+        """Add tokens, x [..., seqlen, c], a sequence is what the second last dimension holds;
+        `dense` [..., seqlen, c] the same place in the dense model; `drift` [..., seqlen, r] its
+        residual stream less the present one.
+        """
         if self.sums is not None:
             self._add_moments(x.detach().float())
-        x = x.detach().reshape(-1, x.shape[-1])                              # [tokens, c]
+        x = x.detach().reshape(-1, x.shape[-1])  # [tokens, c]
         if self.gram is not None:
             add_gram(self.gram, x)
         else:
-            self.samples.append(x[-self.tokens % self.every::self.every].clone())   # every k-th token; a view holds all
+            self.samples.append(
+                x[-self.tokens % self.every :: self.every].clone()
+            )  # every k-th token; a view holds all
         if self.cross is not None:
             with tensor_cores(x.dtype):
                 self.cross.addmm_(dense.detach().reshape(x.shape).float().T, x.float())
         if drift is not None:
-            lack = drift.reshape(len(x), -1).T @ x.float()                   # [r, c]
+            lack = drift.reshape(len(x), -1).T @ x.float()  # [r, c]
             self.drift = lack if self.drift is None else self.drift.add_(lack)
         if self.square is not None:
-            for part in x.split(1024):                                       # small enough to stay in a CPU's cache
+            for part in x.split(1024):  # small enough to stay in a CPU's cache
                 self.square += part.float().square().sum(dim=0)
         self.tokens += len(x)
 
     def _add_moments(self, x: Tensor) -> None:
-        sums = x.sum(-2).reshape(-1, x.shape[-1])                            # [sequences, c]
+        sums = x.sum(-2).reshape(-1, x.shape[-1])  # [sequences, c]
         self.sums += sums.sum(0)
         self.between += sums.square().sum(0) / x.shape[-2]
         self.sequences += len(sums)
 
     def target_cross(self, weight: Tensor) -> Tensor:
-        """T X^T for what a linear should give, T = W X_d and what its residual stream lacks; weight, result [r, c]."""
+        """T X^T for what a linear should give, T = W X_d and what its residual stream lacks;
+        weight, result [r, c]."""
         outputs = weight @ self.cross
         return outputs if self.drift is None else outputs.add_(self.drift)
 
     @property
     def mean(self) -> Tensor:
-        """Token sum of every input per sequence, averaged over the sequences, [c]: the unit of DSnoT's threshold."""
+        """Token sum of every input per sequence, averaged over the sequences, [c]: the unit of
+        DSnoT's threshold."""
         return self.sums / self.sequences
 
     @property
@@ -88,31 +103,39 @@ class Statistics:
 
     @property
     def damping(self) -> float:
-        """For regressions and refits, as a share of the Hessian's mean diagonal: grows with the inputs per token, since
-        weights fitted to few tokens fit their noise (bench/few-tokens.csv)."""
+        """For regressions and refits, as a share of the Hessian's mean diagonal: grows with the
+        inputs per token, since weights fitted to few tokens fit their noise (bench/few-tokens.csv).
+        """
         return max(DAMP, NOISE * self.gram.shape[0] / self.tokens)
 
     def hessian(self, damp: float | None = None) -> Tensor:
-        """H = X X^T / N + damp * mean diagonal * I, float32 [c, c]; always-zero inputs get the mean, as `inverse_factor`
-        does, so that H is positive definite. damp: None = `damping`."""
+        """H = X X^T / N + damp * mean diagonal * I, float32 [c, c]; always-zero inputs get the
+        mean, as `inverse_factor` does, so that H is positive definite. damp: None = `damping`."""
         damp = self.damping if damp is None else damp
         hessian = self.gram / self.tokens
         live = self.gram.diagonal() > 0
-        mean = hessian.diagonal()[live].mean() if live.any() else torch.ones((), device=hessian.device)
+        mean = (
+            hessian.diagonal()[live].mean() if live.any() else torch.ones((), device=hessian.device)
+        )
         hessian.diagonal().add_(damp * mean + mean * ~live)
         return hessian
 
     def finish(self, name: str) -> "Statistics":
-        """Add up what other processes saw, fill the Gram matrix' other half, and refuse what is not finite, naming the
-        module."""
-        distributed.all_reduce(self.square, self.sums, self.between, self.gram, self.cross, self.drift)
+        """Add up what other processes saw, fill the Gram matrix' other half, and refuse what is not
+        finite, naming the module."""
+        distributed.all_reduce(
+            self.square, self.sums, self.between, self.gram, self.cross, self.drift
+        )
         self.tokens = distributed.all_reduce_scalar(self.tokens)
         self.sequences = distributed.all_reduce_scalar(self.sequences)
         self._mirrored()
         seen = self.square if self.square is not None else torch.cat(self.samples).float()
         if not torch.isfinite(seen).all():
-            raise SparselabError(f"the calibration inputs of {name} are not finite (NaN or infinite). Look for broken "
-                                 "weights before it, or load the model with dtype=torch.float32: float16 overflows.")
+            raise SparselabError(
+                f"the calibration inputs of {name} are not finite (NaN or infinite). Look for"
+                " broken weights before it, or load the model with dtype=torch.float32: float16"
+                " overflows."
+            )
         return self
 
     def _mirrored(self) -> "Statistics":
@@ -128,26 +151,39 @@ class Statistics:
         return self.square.sqrt()
 
     def relative_error(self, weight: Tensor, new: Tensor) -> float:
-        """||W X - W' X|| / ||W X||: exact from the Gram matrix, else on the sampled tokens. weight, new [r, c]."""
+        """||W X - W' X|| / ||W X||: exact from the Gram matrix, else on the sampled tokens. weight,
+        new [r, c]."""
         whole, change = self.squared_norms(weight, weight - new).tolist()
         return share(change, whole)
 
     def squared_norms(self, *weights: Tensor) -> Tensor:
         """||W X||^2 of each W [r, c], float64 [n]."""
-        if self.gram is not None:                                            # tr(W G W^T), some columns of G at a time
-            return torch.stack([sum((weight @ gram).mul_(part).sum(dtype=torch.float64) for gram, part in
-                                    zip(self.gram.split(COLUMNS, 1), weight.split(COLUMNS, 1), strict=True))
-                                for weight in weights])
-        x = torch.cat(self.samples).float()                                  # [k, c]
-        return torch.stack([(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights])
+        if self.gram is not None:  # tr(W G W^T), some columns of G at a time
+            return torch.stack(
+                [
+                    sum(
+                        (weight @ gram).mul_(part).sum(dtype=torch.float64)
+                        for gram, part in zip(
+                            self.gram.split(COLUMNS, 1), weight.split(COLUMNS, 1), strict=True
+                        )
+                    )
+                    for weight in weights
+                ]
+            )
+        x = torch.cat(self.samples).float()  # [k, c]
+        return torch.stack(
+            [(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights]
+        )
 
     def inverse_factor(self, damp: float, tries: int = 6) -> tuple[Tensor, float, int]:
-        """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping used; the tries.
+        """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping
+        used; the tries.
 
-        SparseGPT (arXiv 2301.00774), section 3.3. Built from the last inputs to the first out of matrix products, in
-        place of factor, invert, factor again. Inputs that are always zero get the mean curvature, so that
-        they stay out of everybody's way. A failed factorisation is tried again with ten times the damping, and told.
-        Kept for the next matrix with the same inputs, and for the next sparsity.
+        SparseGPT (arXiv 2301.00774), section 3.3. Built from the last inputs to the first out of
+        matrix products, in place of factor, invert, factor again. Inputs that are always zero get
+        the mean curvature, so that they stay out of everybody's way. A failed factorisation is
+        tried again with ten times the damping, and told. Kept for the next matrix with the same
+        inputs, and for the next sparsity.
         """
         return self.cached(damp, lambda: inverse_factor(self.gram, damp, tries, self.tokens))
 
@@ -165,4 +201,4 @@ class Statistics:
 
 def share(change: float, whole: float) -> float:
     """The square root of change / whole, both squared lengths; rounding may make them negative."""
-    return (max(change, 0.0) / whole)**0.5 if whole > 0 else float(change > 0)
+    return (max(change, 0.0) / whole) ** 0.5 if whole > 0 else float(change > 0)

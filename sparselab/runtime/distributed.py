@@ -1,7 +1,10 @@
-"""Several processes, each with a share of the calibration windows: sums are added up, matrices are divided among them.
+"""Several processes, each with a share of the calibration windows: sums are added up, matrices are
+divided among them.
 
-Started by `torchrun --nproc-per-node=N -m sparselab prune ...`; without torchrun every function here does nothing.
+Started by `torchrun --nproc-per-node=N -m sparselab prune ...`; without torchrun every function
+here does nothing.
 """
+
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -28,7 +31,8 @@ def rank() -> int:
 
 @contextmanager
 def group():
-    """Join the others that torchrun started, over NCCL on GPUs and over gloo elsewhere; the device of this one."""
+    """Join the others that torchrun started, over NCCL on GPUs and over gloo elsewhere; the device
+    of this one."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield None
         return
@@ -46,7 +50,10 @@ def group():
 def shard_windows(windows: LongTensor) -> LongTensor:
     """This process's calibration windows, [samples / processes, seqlen]."""
     if len(windows) < size():
-        raise SparselabError(f"{len(windows)} calibration windows for {size()} processes: each needs one. Use more samples.")
+        raise SparselabError(
+            f"{len(windows)} calibration windows for {size()} processes: each needs one. Use more"
+            " samples."
+        )
     return windows.tensor_split(size())[rank()]
 
 
@@ -62,25 +69,34 @@ def all_reduce_scalar(number: float) -> float:
     """The sum of a number over the processes."""
     if size() == 1:
         return number
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    device = (
+        torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    )
     value = torch.tensor(number, dtype=torch.float64, device=device)
     dist.all_reduce(value)
     return type(number)(value.item())
 
 
-def run_divided(work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result], None]) -> None:
-    """Hand the results, each computed by one process and sent to the others, to `take` by name, in order. `work` is used up:
-    alone, a process holds one result at a time, and nothing of the work behind it. Thresholds belong to whole matrices, so
-    that a matrix is the smallest piece that gives the same mask as one process does."""
+def run_divided(
+    work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result], None]
+) -> None:
+    """Hand the results, each computed by one process and sent to the others, to `take` by name, in
+    order. `work` is used up: alone, a process holds one result at a time, and nothing of the work
+    behind it. Thresholds belong to whole matrices, so that a matrix is the smallest piece that
+    gives the same mask as one process does."""
     if size() == 1:
         for name in [*work]:
             take(name, work.pop(name)())
         return
     results: list[dict | Exception] = [{} for _ in range(size())]
     try:
-        mine = {name: job() for place, (name, job) in enumerate(work.items()) if place % size() == rank()}
+        mine = {
+            name: job()
+            for place, (name, job) in enumerate(work.items())
+            if place % size() == rank()
+        }
     except SparselabError as error:
-        mine = error                                                         # the others would wait for ever
+        mine = error  # the others would wait for ever
     dist.all_gather_object(results, mine)
     for part in results:
         if isinstance(part, Exception):

@@ -1,4 +1,6 @@
-"""How many windows go through a model at once: decided from free memory, halved when that was too many."""
+"""How many windows go through a model at once: decided from free memory, halved when that was too
+many."""
+
 import ctypes
 import resource
 import sys
@@ -15,33 +17,48 @@ from torch import Tensor, nn
 from ..errors import SparselabError
 
 Result = TypeVar("Result")
-OUT_OF_MEMORY = ("out of memory with a single window at a time. Use a shorter seqlen, fewer samples, "
-                 "dtype=torch.bfloat16, a smaller model or a larger machine.")
-TOKENS_AT_ONCE = 4096           # on a CPU more tokens at once are not faster, only larger
+OUT_OF_MEMORY = (
+    "out of memory with a single window at a time. Use a shorter seqlen, fewer samples, "
+    "dtype=torch.bfloat16, a smaller model or a larger machine."
+)
+TOKENS_AT_ONCE = 4096  # on a CPU more tokens at once are not faster, only larger
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
 
 
 def batch_size(model: nn.Module, seqlen: int) -> int:
-    """Windows at once: a quarter of free memory filled with the widest activations, and no more than is useful."""
+    """Windows at once: a quarter of free memory filled with the widest activations, and no more
+    than is useful."""
     device, config = next(model.parameters()).device, model.config
-    width = max(8 * config.hidden_size + 4 * getattr(config, "intermediate_size", getattr(config, "ffn_dim", 0)),
-                2 * config.vocab_size)
+    width = max(
+        8 * config.hidden_size
+        + 4 * getattr(config, "intermediate_size", getattr(config, "ffn_dim", 0)),
+        2 * config.vocab_size,
+    )
     useful = max(1, (TOKENS_AT_ONCE if device.type == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
     return max(1, min(useful, free_bytes(device) // 4 // (4 * width * seqlen)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's exception, a CPU's, or one of the plain RuntimeErrors that torch and its back ends raise instead."""
-    return (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
-            or (isinstance(error, Exception) and should_reduce_batch_size(error)))
+    """A GPU's exception, a CPU's, or one of the plain RuntimeErrors that torch and its back ends
+    raise instead."""
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "not enough memory" in str(error)
+        or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    )
 
 
 def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
-    """`work(batch)`, tried again with half the batch while memory runs out. The work must be free to start anew."""
+    """`work(batch)`, tried again with half the batch while memory runs out. The work must be free
+    to start anew."""
     while True:
         try:
             return work(batch)
@@ -53,8 +70,11 @@ def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
         batch //= 2
 
 
-def in_batches(function: Callable[[Tensor], Result], windows: Tensor, model: nn.Module, bar) -> list[Result]:
-    """The function's results on batches of windows [n, seqlen], as many at once as memory allows."""
+def in_batches(
+    function: Callable[[Tensor], Result], windows: Tensor, model: nn.Module, bar
+) -> list[Result]:
+    """The function's results on batches of windows [n, seqlen], as many at once as fit."""
+
     def work(batch: int) -> list[Result]:
         bar.reset()
         results = []
@@ -67,11 +87,11 @@ def in_batches(function: Callable[[Tensor], Result], windows: Tensor, model: nn.
 
 
 def trim_host_memory() -> None:
-    """Return freed memory to the system. glibc keeps freed pieces of up to 32 MB, most matrices of a block among them, and
-    what it keeps grows from block to block."""
+    """Return freed memory to the system. glibc keeps freed pieces of up to 32 MB, most matrices of
+    a block among them, and what it keeps grows from block to block."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):                                        # another system, another allocator
+    except (OSError, AttributeError):  # another system, another allocator
         pass
 
 
@@ -84,8 +104,8 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def peak_rss(process: int | str = "self") -> int:
-    """The most bytes that a process ever held, 0 where /proc does not tell; getrusage's figure, which others must take,
-    begins with what the parent process held."""
+    """The most bytes that a process ever held, 0 where /proc does not tell; getrusage's figure,
+    which others must take, begins with what the parent process held."""
     with suppress(OSError, StopIteration):
         status = Path(f"/proc/{process}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
@@ -93,11 +113,12 @@ def peak_rss(process: int | str = "self") -> int:
 
 
 def reset_peak(device: torch.device) -> int:
-    """Let `peak_bytes` count from now on, where the system can (Linux, a GPU); the bytes that are held now."""
+    """Let `peak_bytes` count from now on, where the system can (Linux, a GPU); the bytes that are
+    held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    trim_host_memory()                                                       # freed memory would be used again, uncounted
+    trim_host_memory()  # freed memory would be used again, uncounted
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")                        # the kernel's code for the high-water mark
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's code for the high-water mark
     return peak_bytes(device)

@@ -1,8 +1,10 @@
-"""Exercises: a check runs an answer on small cases, and where it is wrong says which mistake it makes.
+"""Exercises: a check runs an answer on small cases, and where it is wrong says which mistake it
+makes.
 
-The bank of wrong answers is the check: an answer that gives what a wrong one gives makes the same mistake. So every
-diagnosis can be tested, by handing the check each answer of the bank.
+The bank of wrong answers is the check: an answer that gives what a wrong one gives makes the same
+mistake. So every diagnosis can be tested, by handing the check each answer of the bank.
 """
+
 import copy
 import math
 from collections.abc import Callable
@@ -20,9 +22,10 @@ from torch import Tensor
 class Exercise:
     """One exercise. An answer is a function, or a plain value where `cases` is empty.
 
-    `reference`: a right answer. `cases`: argument tuples to try it on. `wrong`: what the mistake is and how to think of
-    it, with an answer that makes it. `right`: other right answers. `kind`: warm-up, core, find-the-bug or stretch.
-    `minutes`: how long it takes. `rtol`: how far numbers may be apart.
+    `reference`: a right answer. `cases`: argument tuples to try it on. `wrong`: what the mistake is
+    and how to think of it, with an answer that makes it. `right`: other right answers. `kind`:
+    warm-up, core, find-the-bug or stretch. `minutes`: how long it takes. `rtol`: how far numbers
+    may be apart.
     """
 
     reference: Any
@@ -34,7 +37,8 @@ class Exercise:
     rtol: float = 1e-4
 
     def outputs(self, answer: Any) -> list:
-        """What an answer gives on each case; a plain value gives itself. Raises Altered where it changes its inputs."""
+        """What an answer gives on each case; a plain value gives itself. Raises Altered where it
+        changes its inputs."""
         return [_call(answer, case) for case in self.cases] if self.cases else [answer]
 
     def verdict(self, answer: Any) -> tuple[str, str]:
@@ -42,8 +46,14 @@ class Exercise:
         try:
             mine = [None] if answer is None or answer is ... else self.outputs(answer)
         except Altered:
-            return "wrong", "it changes its input in place: work on a copy (.clone()), the caller still needs the original."
-        except Exception as error:                                           # whatever a reader's code may raise
+            return (
+                "wrong",
+                (
+                    "it changes its input in place: work on a copy (.clone()), the caller still"
+                    " needs the original."
+                ),
+            )
+        except Exception as error:  # whatever a reader's code may raise
             return "wrong", f"it raises {type(error).__name__}: {error}"
         if all(value is None or value is ... for value in mine):
             return "not attempted", "the reference is used so that you can go on."
@@ -64,7 +74,8 @@ _verdicts: dict[str, str] = {}
 
 
 def check(key: str, answer: Any) -> Any:
-    """Print the verdict on an answer; return it if it is right, else the reference, so that the notebook can go on."""
+    """Print the verdict on an answer; return it if it is right, else the reference, so that the
+    notebook can go on."""
     exercise = exercises_of(key[:2])[key]
     _verdicts[key], sentence = exercise.verdict(answer)
     print(f"Exercise {key} {_verdicts[key]}{': ' if sentence else '.'}{sentence}")
@@ -74,7 +85,11 @@ def check(key: str, answer: Any) -> Any:
 def exercises_of(notebook: str) -> dict[str, Exercise]:
     """The exercises of a notebook, such as '03', by key."""
     prefix = f"nb{notebook}_"
-    name = next(module.name for module in iter_modules([str(Path(__file__).parent)]) if module.name.startswith(prefix))
+    name = next(
+        module.name
+        for module in iter_modules([str(Path(__file__).parent)])
+        if module.name.startswith(prefix)
+    )
     return import_module(f"{__package__}.{name}").EXERCISES
 
 
@@ -103,19 +118,34 @@ def _same(a: Any, b: Any, rtol: float) -> bool:
         return len(a) == len(b) and all(_same(x, y, rtol) for x, y in zip(a, b, strict=True))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         one, other = (x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in (a, b))
-        return not isinstance(one, Tensor) and not isinstance(other, Tensor) and _same(one, other, rtol)
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool) and not isinstance(b, bool):
+        return (
+            not isinstance(one, Tensor)
+            and not isinstance(other, Tensor)
+            and _same(one, other, rtol)
+        )
+    if (
+        isinstance(a, (int, float))
+        and isinstance(b, (int, float))
+        and not isinstance(a, bool)
+        and not isinstance(b, bool)
+    ):
         return math.isclose(a, b, rel_tol=rtol, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b))
     return type(a) is type(b) and a == b
 
 
 def _difference(mine: list, expected: list, rtol: float) -> str:
-    """For an answer with a mistake that the bank does not know: the first case in which it differs, and how."""
-    place = next(k for k, pair in enumerate(zip(mine, expected, strict=True)) if not _same(*pair, rtol))
+    """For an answer with a mistake that the bank does not know: the first case in which it differs,
+    and how."""
+    place = next(
+        k for k, pair in enumerate(zip(mine, expected, strict=True)) if not _same(*pair, rtol)
+    )
     got, want = mine[place], expected[place]
     if isinstance(got, Tensor) and isinstance(want, Tensor) and got.shape != want.shape:
         return f"case {place + 1} has shape {[*got.shape]} where {[*want.shape]} is expected."
     if isinstance(want, Tensor) and isinstance(got, Tensor):
         return f"case {place + 1} differs in {int((got != want).sum())} of {want.numel()} entries."
-    return f"case {place + 1} is of type {type(got).__name__}, expected {type(want).__name__}." \
-        if type(got) is not type(want) else f"case {place + 1} is not what the reference gives."
+    return (
+        f"case {place + 1} is of type {type(got).__name__}, expected {type(want).__name__}."
+        if type(got) is not type(want)
+        else f"case {place + 1} is not what the reference gives."
+    )

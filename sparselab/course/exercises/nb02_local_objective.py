@@ -1,4 +1,5 @@
 """The exercises of notebook 02."""
+
 import itertools
 
 import torch
@@ -8,7 +9,8 @@ from .checking import Exercise
 
 
 def _layer(seed: int, r: int, c: int, tokens: int = 24) -> tuple[Tensor, Tensor]:
-    """A weight [r, c] and the Gram matrix [c, c] of inputs that differ in loudness and share a mean."""
+    """A weight [r, c] and the Gram matrix [c, c] of inputs that differ in loudness and share a
+    mean."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(c, tokens, generator=draw) + 0.7
     x *= torch.linspace(0.5, 3, c)[torch.randperm(c, generator=draw), None]
@@ -149,7 +151,9 @@ def _counted_too_early(batches):
     gram, seen = 0, 0
     for batch in batches:
         seen += len(batch)
-        gram = gram * seen / (seen + len(batch)) + batch.flatten(0, 1).T @ batch.flatten(0, 1) / seen
+        gram = (
+            gram * seen / (seen + len(batch)) + batch.flatten(0, 1).T @ batch.flatten(0, 1) / seen
+        )
     return gram
 
 
@@ -191,50 +195,105 @@ def _price_one_by_one(row, mask, gram):
 
 
 EXERCISES = {
-    "02.1": Exercise(output_error, (_pruned_layer(1, 3, 5), _pruned_layer(2, 4, 4), _pruned_layer(3, 1, 6)), {
-        "D G D^T is an r x r matrix, and you added all of it: off its diagonal stand products of two different rows, "
-        "which no output contains. Take the trace.": _all_pairs_of_rows,
-        "You used the diagonal of G alone. Two changed weights of a row also meet in the off-diagonal entries; that "
-        "shortcut is notebook 03.": _diagonal_error,
-        "That is the energy of the outputs of W', of what stays. The error belongs to the difference D = W - W'.":
-            _of_what_stays,
-        "You took the square root: the squared error is asked for.": _with_root,
-        "You divided by the energy of the dense outputs: the error itself is asked for, not the relative one.": _relative},
-        right=(_error_by_trace,), kind="warm-up", minutes=5),
-    "02.2": Exercise(best_mask, tuple((_layer(seed, 1, c)[0][0], _layer(seed, 1, c)[1], zeros)
-                                      for seed, c, zeros in ((4, 6, 4), (6, 8, 3), (13, 7, 4), (28, 6, 2))), {
-        "Your mask is inverted: True means kept.": lambda row, gram, zeros: ~best_mask(row, gram, zeros),
-        "These are the smallest weights, that is magnitude: the Gram matrix does not occur in it.":
-            lambda row, gram, zeros: _lowest(row.abs(), zeros),
-        "You used the diagonal of G alone, so each weight is priced as if it went alone. Try the whole d G d^T.":
-            lambda row, gram, zeros: _lowest(row.square() * gram.diagonal(), zeros),
-        "You kept as many weights as should become zero: `zeros` counts those that go.":
-            lambda row, gram, zeros: best_mask(row, gram, len(row) - zeros),
-        "You found the worst mask: look for the smallest error.":
-            lambda row, gram, zeros: best_mask(row, -gram, zeros)},
-        right=(_best_mask_of_all,), kind="core", minutes=10),
-    "02.3": Exercise(refit_row, (_row(8, 5, 3), _row(9, 6, 2), _row(10, 7, 5)), {
-        "Nothing moved: you solved for all weights and then applied the mask, or used only the kept weights' own outputs. "
-        "The kept weights must also give what the pruned ones gave: the right side is the full G[K, :] w.": _nothing_moves,
-        "The correction has the wrong sign: the kept weights take over what the pruned ones did, w_K + ...": _wrong_sign,
-        "You repaired each kept weight as if it were the only one, so they all repair the same error. They need one system "
-        "with the matrix G[K, K].": _one_at_a_time,
-        "You refitted the pruned weights and zeroed the kept ones: True in the mask means kept.": _other_half,
-        "The pruned weights are still there: set them to zero.": _pruned_stay},
-        right=(_refit_by_correction,), kind="core", minutes=10),
-    "02.4": Exercise(mean_gram, (_batches(11, (2, 3, 1), 4), _batches(12, (1, 1, 1, 1), 3)), {
-        "The Gram matrix is still zero: the sum is computed and thrown away. Assign it.": _never_added,
-        "Only the last batch is left: you replaced the old mean in place of adding to it.": _only_the_last,
-        "The old mean keeps its full weight when a batch is added. Scale it by seen / (seen + new) first.": _not_rescaled,
-        "You counted the batch before you scaled the old mean, so the old mean weighs too much.": _counted_too_early,
-        "That is the sum over all sequences; their mean is asked for.": _the_sum},
-        right=(_gram_at_once,), kind="find-the-bug", minutes=5),
-    "02.5": Exercise(price, (_row(13, 5, 3), _row(14, 6, 2), _row(15, 7, 4)), {
-        "That is the error before the refit, w_P G_PP w_P^T.": _price_without_refit,
-        "You took the block [G^-1]_PP and did not invert it again.": _price_not_inverted,
-        "You inverted G_PP. Invert G first, then take the block, then invert the block: the order matters.":
-            _price_of_the_block,
-        "You added the prices of single weights. They are right one by one; two weights that go together share kept "
-        "weights that could repair them.": _price_one_by_one},
-        right=(_price_of_the_refit,), kind="stretch", minutes=15),
+    "02.1": Exercise(
+        output_error,
+        (_pruned_layer(1, 3, 5), _pruned_layer(2, 4, 4), _pruned_layer(3, 1, 6)),
+        {
+            "D G D^T is an r x r matrix, and you added all of it: off its diagonal stand "
+            "products of two different rows, which no output contains. Take the trace.": (
+                _all_pairs_of_rows
+            ),
+            "You used the diagonal of G alone. Two changed weights of a row also meet in the "
+            "off-diagonal entries; that shortcut is notebook 03.": (_diagonal_error),
+            "That is the energy of the outputs of W', of what stays. The error belongs to the "
+            "difference D = W - W'.": (_of_what_stays),
+            "You took the square root: the squared error is asked for.": _with_root,
+            "You divided by the energy of the dense outputs: the error itself is asked for, not "
+            "the relative one.": (_relative),
+        },
+        right=(_error_by_trace,),
+        kind="warm-up",
+        minutes=5,
+    ),
+    "02.2": Exercise(
+        best_mask,
+        tuple(
+            (_layer(seed, 1, c)[0][0], _layer(seed, 1, c)[1], zeros)
+            for seed, c, zeros in ((4, 6, 4), (6, 8, 3), (13, 7, 4), (28, 6, 2))
+        ),
+        {
+            "Your mask is inverted: True means kept.": lambda row, gram, zeros: (
+                ~best_mask(row, gram, zeros)
+            ),
+            "These are the smallest weights, that is magnitude: the Gram matrix does not occur "
+            "in it.": lambda row, gram, zeros: _lowest(row.abs(), zeros),
+            "You used the diagonal of G alone, so each weight is priced as if it went alone. "
+            "Try the whole d G d^T.": lambda row, gram, zeros: _lowest(
+                row.square() * gram.diagonal(), zeros
+            ),
+            "You kept as many weights as should become zero: `zeros` counts those that go.": (
+                lambda row, gram, zeros: best_mask(row, gram, len(row) - zeros)
+            ),
+            "You found the worst mask: look for the smallest error.": lambda row, gram, zeros: (
+                best_mask(row, -gram, zeros)
+            ),
+        },
+        right=(_best_mask_of_all,),
+        kind="core",
+        minutes=10,
+    ),
+    "02.3": Exercise(
+        refit_row,
+        (_row(8, 5, 3), _row(9, 6, 2), _row(10, 7, 5)),
+        {
+            "Nothing moved: you solved for all weights and then applied the mask, or used only "
+            "the kept weights' own outputs. The kept weights must also give what the pruned "
+            "ones gave: the right side is the full G[K, :] w.": (_nothing_moves),
+            "The correction has the wrong sign: the kept weights take over what the pruned ones "
+            "did, w_K + ...": (_wrong_sign),
+            "You repaired each kept weight as if it were the only one, so they all repair the "
+            "same error. They need one system with the matrix G[K, K].": (_one_at_a_time),
+            "You refitted the pruned weights and zeroed the kept ones: True in the mask means "
+            "kept.": (_other_half),
+            "The pruned weights are still there: set them to zero.": _pruned_stay,
+        },
+        right=(_refit_by_correction,),
+        kind="core",
+        minutes=10,
+    ),
+    "02.4": Exercise(
+        mean_gram,
+        (_batches(11, (2, 3, 1), 4), _batches(12, (1, 1, 1, 1), 3)),
+        {
+            "The Gram matrix is still zero: the sum is computed and thrown away. Assign it.": (
+                _never_added
+            ),
+            "Only the last batch is left: you replaced the old mean in place of adding to it.": (
+                _only_the_last
+            ),
+            "The old mean keeps its full weight when a batch is added. Scale it by seen / (seen "
+            "+ new) first.": (_not_rescaled),
+            "You counted the batch before you scaled the old mean, so the old mean weighs too "
+            "much.": (_counted_too_early),
+            "That is the sum over all sequences; their mean is asked for.": _the_sum,
+        },
+        right=(_gram_at_once,),
+        kind="find-the-bug",
+        minutes=5,
+    ),
+    "02.5": Exercise(
+        price,
+        (_row(13, 5, 3), _row(14, 6, 2), _row(15, 7, 4)),
+        {
+            "That is the error before the refit, w_P G_PP w_P^T.": _price_without_refit,
+            "You took the block [G^-1]_PP and did not invert it again.": _price_not_inverted,
+            "You inverted G_PP. Invert G first, then take the block, then invert the block: the "
+            "order matters.": (_price_of_the_block),
+            "You added the prices of single weights. They are right one by one; two weights "
+            "that go together share kept weights that could repair them.": (_price_one_by_one),
+        },
+        right=(_price_of_the_refit,),
+        kind="stretch",
+        minutes=15,
+    ),
 }

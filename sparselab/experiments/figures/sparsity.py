@@ -1,4 +1,5 @@
 """Perplexity against sparsity and n:m, all methods."""
+
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,15 +12,24 @@ from ..profiles import Profile, title_of
 
 def sparsity_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     """All methods at all patterns, the first seed."""
-    return profile.sweep().table(file, profile.methods, profile.patterns, profile.seeds[:1], progress)
+    return profile.sweep().table(
+        file, profile.methods, profile.patterns, profile.seeds[:1], progress
+    )
 
 
 def draw_sparsity(table: pd.DataFrame) -> tuple[plt.Figure, str]:
-    """A row of panels for each text: curves over the fractions, points for n:m; the dense model dotted."""
+    """A row of panels for each text: curves over the fractions, points for n:m; the dense model
+    dotted."""
     texts = table.text.unique()
     with viz.style():
-        canvas, axes = plt.subplots(len(texts), 2, figsize=(10, 3.6 * len(texts)), squeeze=False, sharey="row",
-                                    width_ratios=[1.6, 1])
+        canvas, axes = plt.subplots(
+            len(texts),
+            2,
+            figsize=(10, 3.6 * len(texts)),
+            squeeze=False,
+            sharey="row",
+            width_ratios=[1.6, 1],
+        )
         for (curves, points), text in zip(axes, texts, strict=True):
             rows = table[table.text == text]
             grouped = rows.pattern.str.contains(":")
@@ -33,16 +43,28 @@ def draw_sparsity(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         canvas.legend(*shown.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         canvas.suptitle(title_of(table), fontsize=10)
     best = table.loc[table.groupby(["text", "pattern"], sort=False).perplexity.idxmin()]
-    lowest = ", ".join(f"{row.pattern} on {row.text}: {viz.label_of(row.method)} {row.perplexity:.1f} (dense "
-                       f"{row.dense:.1f})" for row in best.itertuples())
+    lowest = ", ".join(
+        f"{row.pattern} on {row.text}: {viz.label_of(row.method)} {row.perplexity:.1f} (dense "
+        f"{row.dense:.1f})"
+        for row in best.itertuples()
+    )
     return canvas, f"perplexity against sparsity, {title_of(table)}; lowest at {lowest}."
 
 
 def _curves(axis: plt.Axes, rows: pd.DataFrame) -> None:
     for name, part in rows.sort_values("asked").groupby("method", sort=False):
         colour, marker, line = viz.style_of(name)
-        axis.errorbar(100 * part.sparsity, part.perplexity, part.stderr, color=colour, marker=marker, linestyle=line,
-                      fillstyle=viz.fill_of(name), capsize=2, label=viz.label_of(name))
+        axis.errorbar(
+            100 * part.sparsity,
+            part.perplexity,
+            part.stderr,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            fillstyle=viz.fill_of(name),
+            capsize=2,
+            label=viz.label_of(name),
+        )
 
 
 def _points(axis: plt.Axes, rows: pd.DataFrame) -> None:
@@ -52,7 +74,15 @@ def _points(axis: plt.Axes, rows: pd.DataFrame) -> None:
     for place, name in enumerate(methods):
         part, (colour, marker, _) = rows[rows.method == name], viz.style_of(name)
         shift = 0.7 * ((place + 0.5) / len(methods) - 0.5)
-        axis.errorbar([patterns.index(pattern) + shift for pattern in part.pattern], part.perplexity, part.stderr,
-                      color=colour, marker=marker, fillstyle=viz.fill_of(name), linestyle="none", capsize=2,
-                      label=viz.label_of(name))
+        axis.errorbar(
+            [patterns.index(pattern) + shift for pattern in part.pattern],
+            part.perplexity,
+            part.stderr,
+            color=colour,
+            marker=marker,
+            fillstyle=viz.fill_of(name),
+            linestyle="none",
+            capsize=2,
+            label=viz.label_of(name),
+        )
     axis.set_xticks(range(len(patterns)), patterns)
