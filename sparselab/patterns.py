@@ -4,12 +4,25 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import SparselabError, did_you_mean
+
+
+def plain(value: Any) -> Any:
+    """A number or an array of numpy or torch in plain Python; everything else as it is."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray, Tensor)) else value
+
+
+def number(value: Any) -> int | float:
+    """A number of Python, numpy or torch in plain Python; NaN where it is none, as a bool."""
+    value = plain(value)
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if known else math.nan
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,18 @@ class Pattern:
 
     >>> str(Pattern.parse("3:4")), Pattern.parse(0.7).zeros(10)
     ('3:4 = 75 % zeros', 7)
+
+    Parameters
+    ----------
+    sparsity : float
+        The fraction of zeros, 0 to 1; 1 is what a method's own allocation may leave of a matrix.
+    n, m : int
+        Zeros in every m inputs, 0 <= n < m; m = 0: unstructured.
+
+    Raises
+    ------
+    SparselabError
+        Where a number is none, or does not fit.
     """
 
     sparsity: float
@@ -29,19 +54,21 @@ class Pattern:
     m: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.sparsity <= 1 or not 0 <= self.n < max(
-            self.m, 1
-        ):  # 1: what scope="global" leaves of a matrix
+        sparsity, n, m = number(self.sparsity), number(self.n), number(self.m)
+        whole = n % 1 == 0 and m % 1 == 0  # no NaN either
+        if not (whole and 0 <= sparsity <= 1 and m >= 0 and 0 <= n < max(m, 1)):
             raise SparselabError(
                 f"{self!r}: the sparsity is a fraction of zeros between 0 and 1, and n of every m"
                 " inputs are zero, so n must be below m."
             )
+        vars(self).update(sparsity=sparsity, n=int(n), m=int(m))  # past the lock of frozen
 
     @classmethod
     def parse(cls, spec: "float | str | Pattern") -> "Pattern":
         """A fraction in [0, 1) or a text such as '2:4'; a SparselabError says what else it was."""
         if isinstance(spec, Pattern):
             return spec
+        spec = plain(spec)
         groups = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", spec) if isinstance(spec, str) else None
         if groups:
             n, m = map(int, groups.groups())
@@ -51,18 +78,16 @@ class Pattern:
                 )
             return cls(n / m, n, m)
         try:
-            fraction = float(spec)
-        except (TypeError, ValueError):
+            fraction = math.nan if isinstance(spec, bool) else float(spec)
+        except (TypeError, ValueError, OverflowError):
             raise SparselabError(
                 f"sparsity {spec!r} is neither a fraction such as 0.7 nor a pattern such as '2:4'."
             ) from None
         if not 0 <= fraction < 1:
-            hint = (
-                f" Did you mean {fraction / 100:g} ({fraction:g} %)?" if 1 < fraction < 100 else ""
-            )
+            percent = f" Did you mean {fraction / 100:g} ({fraction:g} %)?"
             raise SparselabError(
-                f"sparsity {spec} is outside [0, 1): it is the fraction of zeros, such as"
-                f" 0.7.{hint}"
+                f"sparsity {spec} is outside [0, 1): it is the fraction of zeros, such as 0.7."
+                + percent * (1 < fraction < 100)
             )
         return cls(fraction)
 
@@ -166,22 +191,19 @@ class Allocation:
                 "sparsity={}: give each block (by number) or linear (by its full name) its"
                 " sparsity."
             )
-        return cls({key: _part(key, value) for key, value in spec.items()})
+        return cls({plain(key): _part(plain(key), value) for key, value in spec.items()})
 
     def shares(self, names: Iterable[str], blocks: str) -> dict[str, Pattern]:
         """The pattern of each linear by its name, such as 'model.layers.3.mlp.up_proj'; blocks:
         'model.layers'."""
         place = {name: int(name.removeprefix(blocks + ".").split(".")[0]) for name in names}
+        numbers = sorted({*place.values()})
         for key in self.parts:
-            if key not in place and key not in place.values():
+            if key not in place and key not in numbers:
+                known = f" The blocks are {numbers}."
                 raise SparselabError(
                     f"sparsity={{{key!r}: ...}}: no block or linear that is to be pruned is called"
-                    " that."
-                    + (
-                        did_you_mean(key, place)
-                        if isinstance(key, str)
-                        else f" The blocks are {sorted({*place.values()})}."
-                    )
+                    " that." + (did_you_mean(key, place) if isinstance(key, str) else known)
                 )
         for name, block in place.items():
             if name not in self.parts and block not in self.parts:
@@ -209,6 +231,6 @@ def _part(key: int | str, value: float | str) -> Pattern:
 def describe_allocation(shares: dict[str, Pattern], sizes: dict[str, int]) -> str:
     """What an allocation asks for, in words: the share of zeros in all matrices together, and the
     extremes."""
+    asked = [share.sparsity for share in shares.values()]
     total = sum(shares[name].sparsity * size for name, size in sizes.items()) / sum(sizes.values())
-    low, high = (choose(share.sparsity for share in shares.values()) for choose in (min, max))
-    return f"{total:.4g} allocated, {low:.4g} to {high:.4g}"
+    return f"{total:.4g} allocated, {min(asked):.4g} to {max(asked):.4g}"

@@ -154,9 +154,9 @@ def test_swaps_never_raise_the_error_of_a_row(layer, spec, initial):
     "make, words",
     [
         (lambda: sl.DSnoT("wonda"), "Did you mean 'wanda'"),
-        (lambda: sl.DSnoT(threshold=-1), "neither is negative"),
+        (lambda: sl.DSnoT(threshold=-1), "threshold >= 0"),
         (lambda: sl.Swaps("x"), "choose one of"),
-        (lambda: sl.Swaps(candidates=0), "at least 0 and 1"),
+        (lambda: sl.Swaps(candidates=0), "candidates >= 1"),
     ],
 )
 def test_wrong_hyper_parameters_get_a_sentence(make, words):

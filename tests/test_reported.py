@@ -136,33 +136,24 @@ def test_a_matrix_that_is_shared_is_refused(pair, windows):
 
 @dataclass(frozen=True)
 class Broken(Method):
-    """Weights times a number."""
+    """Weights times a number that is not finite: a word, since a number would be refused."""
 
-    value: float = 1.0
+    value: str = "nan"
     name = "broken"
 
     def solve(self, weight, stats, pattern):
-        return keep_weights(weight * self.value, torch.zeros_like(weight, dtype=torch.bool))
+        return keep_weights(weight * float(self.value), torch.zeros_like(weight, dtype=torch.bool))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        Broken(float("nan")),
-        Broken(float("inf")),
-        sl.SparseGPT(damp=1e300),
-        sl.SparseGPT(damp=float("inf")),
-    ],
-    ids=["nan", "inf", "damp", "infinite damp"],
-)
+@pytest.mark.parametrize("method", [Broken("nan"), Broken("inf")], ids=["nan", "inf"])
 def test_nothing_that_is_not_finite_is_written(method, windows):
     model = tiny_opt()
-    with pytest.raises(sl.SparselabError, match="not finite|factor|damp"):
+    with pytest.raises(sl.SparselabError, match="not finite"):
         sl.prune(model, windows, method=method, sparsity=0.5, progress=False)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-@pytest.mark.parametrize("rate", [1e30, float("inf")])
+@pytest.mark.parametrize("rate", [1e12, 1e18])
 def test_a_training_that_diverges_says_so_and_revives_no_zero(rate, windows):
     model = tiny_opt()
     sl.prune(model, windows, method="magnitude", sparsity=0.5, progress=False)

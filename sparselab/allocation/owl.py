@@ -1,22 +1,25 @@
 """By outliers: blocks with more of them among their Wanda scores keep more weights."""
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import torch
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
+from ..methods.parameters import checked
 from ..models.architecture import blocks_of
 from .scores import as_fraction, block_scores, input_norms
 
 
+@checked
 def owl(
     model: nn.Module,
     windows: LongTensor,
     sparsity: float,
     *,
-    threshold: float = 5.0,
-    spread: float = 0.08,
+    threshold: Annotated[float, "> 0"] = 5.0,
+    spread: Annotated[float, "> 0"] = 0.08,
 ) -> dict[int, float]:
     """Sparsity of each block by OWL: blocks with more outliers among their Wanda scores keep more
     weights.
@@ -39,6 +42,11 @@ def owl(
     dict of int to float
         What `sl.prune` takes as ``sparsity``.
 
+    Raises
+    ------
+    SparselabError
+        Where an argument is of another kind or out of its bounds, or a block would leave 0 to 1.
+
     Notes
     -----
     Source: Yin et al., arXiv 2310.05175, defaults M = 5 and lambda = 0.08. Their code stretches the
@@ -46,17 +54,17 @@ def owl(
     end up nearly 2 lambda off; here the farthest block is lambda off.
     """
     target = as_fraction(sparsity)
-    if not 0 < spread <= min(target, 1 - target) or threshold <= 0:
+    if not spread <= min(target, 1 - target):
         raise SparselabError(
-            f"owl(sparsity={sparsity}, threshold={threshold}, spread={spread}): the threshold must"
-            " be positive, and sparsity - spread and sparsity + spread must lie in 0 to 1."
+            f"owl(sparsity={sparsity}, spread={spread}): sparsity - spread and sparsity + spread"
+            " must lie in 0 to 1."
         )
     norms = input_norms(model, windows)
-    shares = [
-        outlier_share(block_scores(model, block, norms).values(), threshold)
-        for block in range(len(blocks_of(model)))
-    ]
-    return dict(enumerate(owl_shares(shares, target, spread)))
+    outliers = []
+    for block in range(len(blocks_of(model))):
+        scores = block_scores(model, block, norms)
+        outliers.append(outlier_share(scores.values(), threshold))
+    return dict(enumerate(owl_shares(outliers, target, spread)))
 
 
 def outlier_share(scores: Iterable[Tensor], threshold: float) -> float:
@@ -71,7 +79,6 @@ def owl_shares(outliers: Sequence[float], target: float, spread: float) -> list[
     where all D are equal."""
     mean = sum(outliers) / len(outliers)
     farthest = max(abs(share - mean) for share in outliers)
-    return [
-        target - spread * (share - mean) / farthest if farthest > 1e-12 else target
-        for share in outliers
-    ]
+    if farthest <= 1e-12:
+        return [target] * len(outliers)
+    return [target - spread * (share - mean) / farthest for share in outliers]

@@ -19,10 +19,9 @@ def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
     check_ready(model)
     check_rows(model, windows, "the calibration")
     linears = linears_of(model)
-    squares = {
-        name: torch.zeros(linear.in_features, device=linear.weight.device)
-        for name, linear in linears.items()
-    }
+    squares = {}
+    for name, linear in linears.items():
+        squares[name] = torch.zeros(linear.in_features, device=linear.weight.device)
 
     def add(name, args, kwargs):
         squares[name] += args[0].flatten(0, -2).float().square().sum(0)  # [tokens, c] -> [c]
@@ -34,19 +33,20 @@ def input_norms(model: nn.Module, windows: LongTensor) -> dict[str, Tensor]:
 
 def block_scores(model: nn.Module, block: int, norms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Wanda's |W_ij| ||X_j|| of the linears of a block, [r, c] each."""
-    return {
-        name: wanda_scores(linear.weight.detach().float(), norms[name])
-        for name, linear in linears_of(model, [block]).items()
-    }
+    scores = {}
+    for name, linear in linears_of(model, [block]).items():
+        scores[name] = wanda_scores(linear.weight.detach().float(), norms[name])
+    return scores
 
 
 def mean_loss(model: nn.Module, windows: LongTensor) -> float:
-    return (
-        torch.cat([window_losses(model, part) for part in windows.split(8)]).double().mean().item()
-    )
+    """Of all tokens of the windows [n, seqlen], nats a token."""
+    losses = [window_losses(model, part) for part in windows.split(8)]
+    return torch.cat(losses).double().mean().item()
 
 
 def as_fraction(sparsity: float | str) -> float:
+    """What the user gave as a number; a SparselabError where it is n:m or none."""
     pattern = Pattern.parse(sparsity)
     if pattern.m:
         raise SparselabError(

@@ -1,26 +1,31 @@
 """By sensitivity: what a block costs when it alone is pruned, and the cheapest division of the
 zeros."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import LongTensor, nn
 
 from ..errors import SparselabError
+from ..methods.parameters import checked
 from ..models.architecture import blocks_of, linears_of
-from ..patterns import Pattern, prune_rows
+from ..patterns import Pattern, number, plain, prune_rows
 from .scores import as_fraction, block_scores, input_norms, mean_loss
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+Levels = Sequence[Annotated[float, ">= 0", "< 1"]]
 
 
+@checked
 def by_sensitivity(
     model: nn.Module,
     windows: LongTensor,
     sparsity: float,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Levels = LEVELS,
     losses: dict[int, list[float]] | None = None,
 ) -> dict[int, float]:
     """Sparsity of each block, so that the sum of the losses of pruning each block alone is least
@@ -46,6 +51,11 @@ def by_sensitivity(
     -------
     dict of int to float
         What `sl.prune` takes as ``sparsity``.
+
+    Raises
+    ------
+    SparselabError
+        Where an argument is of another kind or out of its bounds, or `sparsity` outside the levels.
     """
     target, levels = as_fraction(sparsity), _levels(levels)
     if not levels[0] <= target <= levels[-1]:
@@ -53,37 +63,51 @@ def by_sensitivity(
             f"sparsity {target:g} is outside the levels {levels[0]:g} to {levels[-1]:g} between"
             " which the blocks are tried: choose levels= on both sides of it."
         )
-    losses = sensitivity(model, windows, levels) if losses is None else losses
-    sizes = {
-        block: sum(w.weight.numel() for w in linears_of(model, [block]).values())
-        for block in losses
-    }
-    curves = {
-        block: [
-            (level * sizes[block], loss) for level, loss in zip(levels, losses[block], strict=True)
-        ]
-        for block in losses
-    }
+    if losses is None:
+        losses = sensitivity(model, windows, levels)
+    _check_losses(losses, levels, len(blocks_of(model)))
+    sizes, curves = {}, {}
+    for block, values in losses.items():
+        linears = linears_of(model, [block]).values()
+        sizes[block] = sum(linear.weight.numel() for linear in linears)
+        curves[block] = []
+        for level, loss in zip(levels, values, strict=True):
+            curves[block].append((level * sizes[block], loss))
     zeros = allocate_budget(curves, target * sum(sizes.values()))
     return {block: zeros[block] / sizes[block] for block in zeros}
 
 
+@checked
 @torch.no_grad()
 def sensitivity(
-    model: nn.Module, windows: LongTensor, levels: Sequence[float] = LEVELS
+    model: nn.Module, windows: LongTensor, levels: Levels = LEVELS
 ) -> dict[int, list[float]]:
-    """Mean loss of the windows [n, seqlen], nats a token, with one block pruned to each level by
-    Wanda's mask and all others dense; by block. The model is left as it was."""
+    """What the model loses when one block is pruned by Wanda's mask, and all others are dense.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; it is changed and restored meanwhile.
+    windows : LongTensor of shape (n, seqlen)
+        Token ids, as `sl.calibration` gives.
+    levels : sequence of float
+        The sparsities that are tried, from the lowest to the highest.
+
+    Returns
+    -------
+    dict of int to list of float
+        The mean loss at each level, nats a token, by block.
+    """
+    patterns = [*map(Pattern.parse, _levels(levels))]
     norms, losses = input_norms(model, windows), {}
     for block in range(len(blocks_of(model))):
         linears, scores = linears_of(model, [block]), block_scores(model, block, norms)
         dense, losses[block] = {name: linear.weight.clone() for name, linear in linears.items()}, []
         try:
-            for pattern in map(Pattern.parse, _levels(levels)):
+            for pattern in patterns:
                 for name, linear in linears.items():
-                    linear.weight.copy_(
-                        dense[name].masked_fill(prune_rows(scores[name], pattern, per_row=True), 0)
-                    )
+                    pruned = prune_rows(scores[name], pattern, per_row=True)
+                    linear.weight.copy_(dense[name].masked_fill(pruned, 0))
                 losses[block].append(mean_loss(model, windows))
         finally:
             for name, linear in linears.items():
@@ -103,11 +127,10 @@ def allocate_budget(
     """
     zeros = {block: points[0][0] for block, points in curves.items()}
     left = budget - sum(zeros.values())
-    segments = [
-        (_slope(low, high), low[0], high[0] - low[0], block)
-        for block, points in curves.items()
-        for low, high in pairwise(lower_hull(points))
-    ]
+    segments = []
+    for block, points in curves.items():
+        for low, high in pairwise(lower_hull(points)):
+            segments.append((_slope(low, high), low[0], high[0] - low[0], block))
     for _, _, width, block in sorted(segments):
         zeros[block] += (part := min(width, left))
         left -= part
@@ -135,3 +158,16 @@ def _levels(levels: Sequence[float]) -> list[float]:
             f"levels={levels}: two or more different fractions, from the lowest to the highest."
         )
     return found
+
+
+def _check_losses(losses: dict[int, list[float]], levels: Sequence[float], blocks: int) -> None:
+    """A finite loss for each level of each block that is named."""
+    fits = isinstance(losses, Mapping) and 0 < len(losses) and {*losses} <= {*range(blocks)}
+    for values in losses.values() if fits else ():
+        found = [*map(number, values)] if isinstance(plain(values), Iterable) else []
+        fits = fits and len(found) == len(levels) and all(map(math.isfinite, found))
+    if not fits:
+        raise SparselabError(
+            f"losses={losses!r}: a finite loss for each of the {len(levels)} levels, by the block's"
+            f" number, 0 to {blocks - 1}, as sensitivity(model, windows, levels) gives."
+        )

@@ -1,15 +1,16 @@
 """ADMM: mask and weights of a matrix together, from its Gram matrix alone."""
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError
 from ..numerics.refit import refit
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from .base import Method, Solution, check_start
+from .base import Method, Solution, Start
 from .magnitude import Magnitude
 from .sparsegpt import SparseGPT
 from .wanda import Wanda
@@ -23,46 +24,40 @@ class ADMM(Method):
     together ever harder.
 
     Inputs are scaled to unit norm, so that weights of all columns compete on equal terms over the
-    whole matrix (n:m: within their groups). `levels`: penalties rho, weak to strong, in units of
-    the scaled Hessian's diagonal; `steps` at each; the kept weights are refitted at the end.
-    Started from the solution of `initial`, which is returned where it is the better one: the error
-    on the calibration inputs, with `Statistics.damping`, is never worse. Sources: Boza, arXiv
-    2401.02938 (the iteration); Meng et al., ALPS, arXiv 2406.07831 (rising penalties).
+    whole matrix (n:m: within their groups). The kept weights are refitted at the end. The error on
+    the calibration inputs, with `Statistics.damping`, is never worse than that of `initial`, whose
+    solution is returned where it is the better one. Sources: Boza, arXiv 2401.02938 (the
+    iteration); Meng et al., ALPS, arXiv 2406.07831 (rising penalties).
+
+    Parameters
+    ----------
+    initial : {'sparsegpt', 'wanda', 'magnitude'}
+        The method whose solution it starts from.
+    levels : tuple of float
+        Penalties rho, weak to strong, in units of the scaled Hessian's diagonal.
+    steps : int
+        Iterations at each level.
+    **switches
+        Those of `Method`.
     """
 
-    initial: str = "sparsegpt"
-    levels: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
-    steps: int = 3
+    initial: Start = "sparsegpt"
+    levels: tuple[Annotated[float, "> 0"], ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    steps: Annotated[int, ">= 1"] = 3
     name = "admm"
     products = 2 * (15 + 10)  # 15 steps, and a refit of about 10
     needs = (GRAM, NORMS)
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_start(self, STARTS)
-        if not self.levels or min(self.levels) <= 0 or self.steps < 1:
-            raise SparselabError(
-                f"ADMM(levels={self.levels}, steps={self.steps}): levels > 0 and steps >= 1."
-            )
-
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        """The better of the start and of where the iteration ends, refitted; weight [r, c]."""
         start = STARTS[self.initial]().solve(weight, stats, pattern)
-        hessian = stats.hessian()
-        inverses = [
-            stats.cached(("admm", level), lambda level=level: scaled_inverse(hessian, level))
-            for level in self.levels
-        ]
-        sparse, mask = iterate(
-            weight,
-            start.weight,
-            hessian,
-            list(zip(self.levels, inverses, strict=True)),
-            self.steps,
-            pattern,
-        )
-        found = replace(
-            start, weight=refit(weight, sparse, mask, hessian), mask=mask, refitted=True
-        )
+        hessian, schedule = stats.hessian(), []
+        for level in self.levels:
+            inverse = stats.cached(("admm", level), partial(scaled_inverse, hessian, level))
+            schedule.append((level, inverse))
+        sparse, mask = iterate(weight, start.weight, hessian, schedule, self.steps, pattern)
+        kept = refit(weight, sparse, mask, hessian)
+        found = replace(start, weight=kept, mask=mask, refitted=True)
         return min(start, found, key=lambda one: squared_error(weight, one.weight, hessian))
 
 
@@ -97,9 +92,8 @@ def iterate(
         dual *= last / level
         last = level
         for _ in range(steps):
-            free = (sparse - dual).mul_(level).add_(
-                aim
-            ) @ inverse + dual  # fits the outputs, near the sparse copy
+            near = (sparse - dual).mul_(level).add_(aim)
+            free = near @ inverse + dual  # fits the outputs, near the sparse copy
             pruned = prune_rows(free.abs(), pattern, per_row=False)
             sparse = free.masked_fill(pruned, 0)  # nearest sparse weights
             dual = free - sparse

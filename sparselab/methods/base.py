@@ -1,19 +1,25 @@
 """What every pruning method is: hyper-parameters in, `solve` for one matrix."""
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError, did_you_mean
 from ..numerics.refit import refit
 from ..numerics.statistics import CROSS, GRAM, Statistics, share
 from ..patterns import Pattern
+from .parameters import check_fields
 
 DENSE_BLOCK = "dense-block"
 ROWS = 512  # of a matrix whose error is measured at a time
 TARGETS = (DENSE_BLOCK, "dense-model", "dense-stream")
+Target = Annotated[
+    Literal[TARGETS],
+    "what a linear aims at: its own dense outputs, those in the dense model, or the dense model's"
+    " residual stream after it",
+]
+Start = Literal["magnitude", "wanda", "sparsegpt"]  # the local method that another starts from
 
 
 @dataclass
@@ -49,28 +55,19 @@ class Fit:
     ) -> "Fit":
         """Measured with the weights rounded to the model's dtype, some rows at a time: a matrix may
         be large."""
-        parts = list(
-            zip(
-                target.split(ROWS),
-                solution.mask.split(ROWS),
-                solution.weight.split(ROWS),
-                strict=True,
-            )
-        )
+        masks, weights = solution.mask.split(ROWS), solution.weight.split(ROWS)
+        parts = list(zip(target.split(ROWS), masks, weights, strict=True))
         unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
-        whole, before, *after = sum(
-            stats.squared_norms(
-                t, t.masked_fill(mask, 0), *([] if unchanged else [t - new.to(dtype).float()])
-            )
-            for t, mask, new in parts
-        ).tolist()
-        before, after = (share(change, whole) for change in (before, *(after or [before])))
-        return cls(
-            solution,
-            before,
-            after,
-            stats.tokens if stats.gram is not None else sum(map(len, stats.samples)),
-        )
+        squares = 0
+        for t, mask, new in parts:
+            changes = [t, t.masked_fill(mask, 0)]
+            if not unchanged:
+                changes.append(t - new.to(dtype).float())
+            squares = squares + stats.squared_norms(*changes)
+        whole, mask_only, *rest = squares.tolist()
+        error = rest[0] if rest else mask_only
+        tokens = stats.tokens if stats.gram is not None else sum(map(len, stats.samples))
+        return cls(solution, share(mask_only, whole), share(error, whole), tokens)
 
 
 def common_option(default):
@@ -83,50 +80,42 @@ class Method:
     """Hyper-parameters of a method; `solve` prunes one matrix from the statistics of its inputs.
 
     A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it
-    to METHODS. Three switches belong to all of them. `refit`: after the mask is chosen, the kept
-    weights become the exact minimiser of the output error (with `Statistics.damping`). `in_order`:
-    the linears of a block are pruned in the order in which they run, each on the inputs that the
-    pruned ones before it leave. `targets="dense-model"` (implies in order): the linear aims at what
-    it gives in the dense model, W X_d, not at W X on the inputs that it has now; with
-    "dense-stream" the linears that write to the residual stream (out_proj and fc2, o_proj and
-    down_proj) aim half way at the dense model's stream after them, and so make up for part of what
-    the stream lacks already.
+    to METHODS. What a hyper-parameter may be is said by its annotation (see `parameters`). Three
+    switches belong to all methods.
+
+    Parameters
+    ----------
+    refit : bool
+        After the mask is chosen, the kept weights become the exact minimiser of the output error
+        (with `Statistics.damping`).
+    targets : {'dense-block', 'dense-model', 'dense-stream'}
+        What a linear aims at: W X on the inputs that it has now; what it gives in the dense model,
+        W X_d (implies in order); or, for the linears that write to the residual stream (out_proj
+        and fc2, o_proj and down_proj), half way to the dense model's stream after them, so that
+        they make up for part of what the stream lacks already.
+    in_order : bool
+        The linears of a block are pruned in the order in which they run, each on the inputs that
+        the pruned ones before it leave.
+
+    Raises
+    ------
+    SparselabError
+        Where a hyper-parameter is of another kind, out of its bounds, or not finite.
     """
 
     refit: bool = common_option(False)
-    targets: str = common_option(DENSE_BLOCK)
+    targets: Target = common_option(DENSE_BLOCK)
     in_order: bool = common_option(False)
     name = "method"  # class attributes, not hyper-parameters
     needs = ()
     allocates = False  # whether `shares` divides the zeros among the matrices
     products = 0  # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
     presets = ()  # names of class methods that give a published variant for a family, for sweeps
-    prunes_ffn_jointly = (
-        False  # whether the feed-forward network is pruned as a whole, by `prune_ffn`
-    )
-    shares_column_loop = (
-        False  # whether `solve_together` takes matrices with the same inputs at once
-    )
+    prunes_ffn_jointly = False  # whether `prune_ffn` prunes the feed-forward network as a whole
+    shares_column_loop = False  # whether `solve_together` takes matrices with the same inputs
 
     def __post_init__(self):
-        for each in fields(self):
-            value, kind = getattr(self, each.name), type(each.default)
-            strict = kind in (str, bool)  # the word 'false' would count as true
-            if (
-                not isinstance(value, kind)
-                if strict
-                else isinstance(value, str) and "str" not in str(each.type)
-            ):
-                raise SparselabError(
-                    f"{type(self).__name__}({each.name}={value!r}) makes no sense: it is something"
-                    f" like {each.default!r}."
-                )
-        if self.targets not in TARGETS:
-            raise SparselabError(
-                f"targets={self.targets!r}: the targets are 'dense-block' (the linear's own dense"
-                " outputs), 'dense-model' (those in the whole dense model) or 'dense-stream' (what"
-                " the dense model's residual stream is after it)."
-            )
+        check_fields(self)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """Prune weight [r, c], float32, left untouched, given statistics of its inputs [c, N]."""
@@ -201,9 +190,9 @@ class Method:
         ]
 
     def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
-        return (
-            weight if stats.cross is None else regression(weight, stats.target_cross(weight), stats)
-        )
+        if stats.cross is None:
+            return weight
+        return regression(weight, stats.target_cross(weight), stats)
 
     def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
         if not self.refit or solution.refitted:
@@ -212,24 +201,14 @@ class Method:
         return replace(solution, weight=kept, refitted=True)
 
     def __str__(self) -> str:
-        switches = {
-            f.name
-            for f in fields(self)
-            if f.metadata and getattr(self, f.name) == f.metadata["switch"]
-        }
-        own = {key: value for key, value in asdict(self).items() if key not in switches}
-        ordered = sorted(own.items(), key=lambda item: item[0] in ("refit", "targets", "in_order"))
-        return f"{self.name}({', '.join(f'{key}={value}' for key, value in ordered)})"
-
-
-def check_start(method: Method, starts: Collection[str]) -> None:
-    """A SparselabError where the method's `initial` is none of the local methods that it can start
-    from."""
-    if method.initial not in starts:
-        raise SparselabError(
-            f"{type(method).__name__}(initial={method.initial!r}): choose one of"
-            f" {', '.join(starts)}." + did_you_mean(str(method.initial), starts)
-        )
+        own, switches = [], []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if "switch" not in each.metadata:
+                own.append(f"{each.name}={value}")
+            elif value != each.metadata["switch"]:
+                switches.append(f"{each.name}={value}")
+        return f"{self.name}({', '.join(own + switches)})"
 
 
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:

@@ -2,14 +2,14 @@
 cancelled."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError
 from ..numerics.statistics import DAMP, GRAM, MOMENTS, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
-from .base import Method, Solution, check_start, keep_weights
+from .base import Method, Solution, Start, keep_weights
 from .wanda import wanda_scores
 
 STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}
@@ -17,39 +17,43 @@ STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}
 
 @dataclass(frozen=True)
 class DSnoT(Method):
-    """Dynamic sparse no training: per cycle and output row, regrow one pruned weight and prune one
-    kept weight so that the row's expected error e = sum over pruned j of W_ij E[X_j] moves towards
-    0. Source: Zhang et al., arXiv 2310.08915, equations 3 to 5.
+    """Dynamic sparse no training: move the mask until the expected error of every row is near 0.
 
-    `initial`: the mask it starts from, 'magnitude', 'wanda' or 'sparsegpt' (|W|, |W| ||X||, or W^2
-    / R_jj^2 with the calibration's own Hessian), chosen per row. `max_cycles`: swaps per row at
-    most. `threshold`: a row rests when |e| is no larger; its unit is that of the published code, an
-    output summed over the tokens of one sequence, so it scales with the sequence length and not
-    with the batch. `same_sign`: a row rests before a swap that would flip the sign of e, so that
-    |e| never grows. `skip_ffn`: the matrices of the feed-forward network keep the mask of
-    `initial`. `variance_power`: pruned weights are regrown in the order of W_ij E[X_j] /
-    Var[X_j]^power. Inputs without variance are never regrown. n:m, as published: the weight pruned
-    is the lowest Wanda score of the same group, whether that lowers e or not, and the sign rule
-    always holds.
+    Per cycle and output row, one pruned weight is regrown and one kept weight pruned so that e =
+    sum over pruned j of W_ij E[X_j] moves towards 0. Inputs without variance are never regrown.
+    n:m, as published: the weight pruned is the lowest Wanda score of the same group, whether that
+    lowers e or not, and the sign rule always holds. Source: Zhang et al., arXiv 2310.08915,
+    equations 3 to 5.
+
+    Parameters
+    ----------
+    initial : {'wanda', 'magnitude', 'sparsegpt'}
+        The mask it starts from, chosen per row: |W| ||X||, |W|, or W^2 / R_jj^2 with the
+        calibration's own Hessian.
+    max_cycles : int
+        Swaps per row at most.
+    threshold : float
+        A row rests when |e| is no larger. Its unit is that of the published code, an output summed
+        over the tokens of one sequence, so it scales with the sequence length and not with the
+        batch.
+    same_sign : bool
+        A row rests before a swap that would flip the sign of e, so that |e| never grows.
+    variance_power : float
+        Pruned weights are regrown in the order of W_ij E[X_j] / Var[X_j]^power.
+    skip_ffn : bool
+        The matrices of the feed-forward network keep the mask of `initial`.
+    **switches
+        Those of `Method`.
     """
 
-    initial: str = "wanda"
-    max_cycles: int = 50
-    threshold: float = 0.1
+    initial: Start = "wanda"
+    max_cycles: Annotated[int, ">= 0"] = 50
+    threshold: Annotated[float, ">= 0"] = 0.1
     same_sign: bool = True
-    variance_power: float = 1.0
+    variance_power: Annotated[float, ">= 0"] = 1.0
     skip_ffn: bool = False
     name = "dsnot"
     presets = ("published",)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_start(self, STARTS)
-        if self.max_cycles < 0 or self.threshold < 0:
-            raise SparselabError(
-                f"DSnoT(max_cycles={self.max_cycles}, threshold={self.threshold}): neither is"
-                " negative."
-            )
 
     @classmethod
     def published(cls, family: str = "OPT", initial: str = "wanda") -> "DSnoT":
@@ -59,13 +63,16 @@ class DSnoT(Method):
         return cls(initial, same_sign=False, skip_ffn=True)
 
     def on(self, ffn: bool) -> "DSnoT":
+        """Without a swap in the feed-forward network, where `skip_ffn`."""
         return replace(self, max_cycles=0) if ffn and self.skip_ffn else self
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """Means and variances of the inputs, and what `initial` needs."""
         return (NORMS, MOMENTS, *STARTS[self.initial])
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        """The mask after the swaps; the kept weights [r, c] are left as they are."""
         pruned = prune_rows(start_scores(self.initial, weight, stats), pattern, per_row=True)
         move = _move_in_groups if pattern.m else _move
         return keep_weights(weight, move(self, weight, pruned, stats, pattern))
@@ -99,10 +106,9 @@ def _move(
     mirror = torch.where(error < 0, -1.0, 1.0)
     effect = weight * stats.mean * mirror[:, None]  # [r, c], what pruning a weight adds to e
     error = error * mirror
-    sides = [
-        _Side(rule, weight, pruned, effect * sign, stats)
-        for sign in ((1, -1) if not rule.same_sign else (1,))
-    ]
+    sides = [_Side(rule, weight, pruned, effect, stats)]
+    if not rule.same_sign:
+        sides.append(_Side(rule, weight, pruned, -effect, stats))
     active = torch.ones_like(error, dtype=torch.bool)
     for _ in range(min(rule.max_cycles, sides[0].length)):
         side = torch.where(error > 0, 0, len(sides) - 1)  # [r], which list serves this row now
@@ -134,9 +140,7 @@ class _Side:
         scores = wanda_scores(weight, stats.norms).masked_fill(pruned | (effect >= 0), torch.inf)
         score, self.prune = scores.topk(self.length, dim=1, largest=False)
         exists = torch.isfinite(grow_key) & torch.isfinite(score)
-        change = effect.gather(1, self.grow) - effect.gather(
-            1, self.prune
-        )  # [r, k] >= 0, how much a swap lowers e
+        change = effect.gather(1, self.grow) - effect.gather(1, self.prune)  # of e, [r, k] >= 0
         self.change = change.masked_fill(~exists, torch.nan)
         self.done = torch.zeros(len(weight), dtype=torch.long, device=weight.device)
 
@@ -174,13 +178,8 @@ def _move_in_groups(
         score, offset = scores[rows, g // m].min(1)  # [r], lowest kept score of the group
         p = g // m * m + offset
         new = error + effect[rows, p] - effect[rows, g]
-        active = (
-            active
-            & torch.isfinite(keys[:, k])
-            & torch.isfinite(score)
-            & (error > rule.threshold)
-            & (new > 0)
-        )
+        exists = torch.isfinite(keys[:, k]) & torch.isfinite(score)
+        active = active & exists & (error > rule.threshold) & (new > 0)
         error = torch.where(active, new, error)
         pruned[rows, g] &= ~active
         pruned[rows, p] |= active

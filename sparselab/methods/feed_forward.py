@@ -25,23 +25,17 @@ class FeedForward:
     """
 
     def __init__(self, linears: dict[str, nn.Linear], tokens: int, *, keep_p: bool = False):
-        self.weight = {role: linear.weight.detach().float() for role, linear in linears.items()}
-        self.bias = {
-            role: 0 if linear.bias is None else linear.bias.detach().float()
-            for role, linear in linears.items()
-        }
-        self.gated, up, self.dtype = (
-            "gate" in linears,
-            self.weight["up"],
-            linears["up"].weight.dtype,
-        )
+        self.weight, self.bias = {}, {}
+        for role, linear in linears.items():
+            self.weight[role] = linear.weight.detach().float()
+            self.bias[role] = 0 if linear.bias is None else linear.bias.detach().float()
+        up = self.weight["up"]
+        self.gated, self.dtype = "gate" in linears, linears["up"].weight.dtype
         self.tokens, self.filled = tokens, 0
         self.x = self.dense = self.z = self.s = None
         self.y = up.new_empty(tokens, up.shape[1])
         self.p = up.new_empty(tokens, up.shape[0]) if keep_p else None
-        self.cross_products = {
-            role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"
-        }
+        self.cross_products = self._no_aims()
 
     def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
         """Tokens on their way in, x [..., d]; `dense`: the same place in the dense model, which
@@ -75,25 +69,20 @@ class FeedForward:
 
     def _at_start(self, part: slice) -> list[Tensor | None]:
         """z and s [n, f] as the dense model has them."""
-        return self._before(
-            self.weight, (self.x if self.dense is None else self.dense)[part].float()
-        )
+        inputs = self.x if self.dense is None else self.dense
+        return self._before(self.weight, inputs[part].float())
 
     def _auxiliary(self, part: slice) -> tuple[Tensor, Tensor | None] | list[Tensor | None]:
         """z and s [n, f] as they are now."""
-        return (
-            self._at_start(part)
-            if self.z is None
-            else (self.z[part], self.s[part] if self.gated else None)
-        )
+        if self.z is None:
+            return self._at_start(part)
+        return self.z[part], self.s[part] if self.gated else None
 
     def _make_room(self) -> None:
         """From here on z and s are changed."""
         up = self.weight["up"]
-        z, s = (
-            up.new_empty(self.filled, len(up)),
-            (up.new_empty(self.filled, len(up)) if self.gated else None),
-        )
+        z = up.new_empty(self.filled, len(up))
+        s = torch.empty_like(z) if self.gated else None
         for part in self.parts():
             z[part], start = self._at_start(part)
             if self.gated:
@@ -107,17 +96,18 @@ class FeedForward:
     def parts(self) -> Iterator[slice]:
         """Chunks of tokens."""
         size = CHUNK.get(self.x.device.type, CHUNK["cpu"])
-        return (slice(a, min(a + size, self.filled)) for a in range(0, self.filled, size))
+        for a in range(0, self.filled, size):
+            yield slice(a, min(a + size, self.filled))
 
     def before(self, weights: dict[str, Tensor], part: slice) -> list[Tensor | None]:
         """What the up and the gate matrix make of x, [n, f]; None without a gate."""
         return self._before(weights, self.x[part].float())
 
     def _before(self, weights: dict[str, Tensor], x: Tensor) -> list[Tensor | None]:
-        return [
-            x @ weights[role].T + self.bias[role] if role in weights else None
-            for role in ("up", "gate")
-        ]
+        made: list[Tensor | None] = [x @ weights["up"].T + self.bias["up"], None]
+        if "gate" in weights:
+            made[1] = x @ weights["gate"].T + self.bias["gate"]
+        return made
 
     def initial_cross_products(self, needs: set[str]) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics of x, and what the first matrices aim at, (z - b) X^T and (s - b) X^T [f, d],
@@ -127,6 +117,11 @@ class FeedForward:
             inputs.add(self.x[part])
         distributed.all_reduce(*self.cross_products.values())
         return inputs.finish("the feed-forward network"), self.cross_products
+
+    def _no_aims(self) -> dict[str, Tensor]:
+        """Zeros for the aims of the first matrices, [f, d] each."""
+        first = [role for role in self.weight if role != "down"]
+        return {role: torch.zeros_like(self.weight[role]) for role in first}
 
     def _add_aims(self, aims: dict[str, Tensor], part: slice, z: Tensor, s: Tensor | None) -> None:
         for role, auxiliary in (("up", z), ("gate", s)):
@@ -153,16 +148,13 @@ class FeedForward:
         down, whole = weights["down"], square(self.y)
         distributed.all_reduce(whole)
         if self.p is None:
-            rest = (
-                whole
-                - 2 * (down * outputs).sum(dtype=torch.float64)
-                + ((down @ hidden.gram) * down).sum(dtype=torch.float64)
-            )
+            mixed = (down * outputs).sum(dtype=torch.float64)
+            rest = whole - 2 * mixed + ((down @ hidden.gram) * down).sum(dtype=torch.float64)
         else:
-            rest = sum(
-                square(self.y[part] - self.activation(*self.before(weights, part)) @ down.T)
-                for part in self.parts()
-            )
+            rest = torch.zeros_like(whole)
+            for part in self.parts():
+                made = self.activation(*self.before(weights, part)) @ down.T
+                rest += square(self.y[part] - made)
             distributed.all_reduce(rest)
         return (rest.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(rest > 0)
 
@@ -181,7 +173,7 @@ class FeedForward:
         if not last and self.z is None:
             self._make_room()
         inner = torch.linalg.cholesky(ridge(down @ down.T, gamma / beta))  # [d, d]
-        aims = {role: torch.zeros_like(self.weight[role]) for role in self.weight if role != "down"}
+        aims = self._no_aims()
         for part in self.parts():
             m, g = self.before(weights, part)
             y, (z, s) = self.y[part], self._auxiliary(part)

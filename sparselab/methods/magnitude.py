@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,21 +15,22 @@ from .base import Method, Solution, keep_weights
 
 @dataclass(frozen=True)
 class Magnitude(Method):
-    """Zero the smallest |W|: of each matrix (`scope="matrix"`) or of the whole model
-    (`scope="global"`).
+    """Zero the smallest |W|.
 
-    Global scope lets the matrices compete: the total is exact, the sparsity of each matrix is what
-    comes out. n:m patterns choose within each group, so the scope does not matter to them. Source:
-    Han et al., arXiv 1506.02626.
+    Source: Han et al., arXiv 1506.02626.
+
+    Parameters
+    ----------
+    scope : {'matrix', 'global'}
+        What the weights compete within: their matrix, or the whole model. Then the total is exact,
+        and the sparsity of each matrix is what comes out. n:m patterns choose within each group, so
+        the scope does not matter to them.
+    **switches
+        Those of `Method`.
     """
 
-    scope: str = "matrix"
+    scope: Literal["matrix", "global"] = "matrix"
     name = "magnitude"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.scope not in ("matrix", "global"):
-            raise SparselabError(f"Magnitude(scope={self.scope!r}): scope is 'matrix' or 'global'.")
 
     @property
     def allocates(self) -> bool:
@@ -36,6 +38,7 @@ class Magnitude(Method):
         return self.scope == "global"
 
     def shares(self, weights: dict[str, Tensor], pattern: Pattern) -> dict[str, Pattern]:
+        """The pattern of each matrix by name, as the threshold divides the zeros among them."""
         if self.scope == "matrix" or pattern.m:
             return super().shares(weights, pattern)
         if any(weight.is_meta for weight in weights.values()):
@@ -46,6 +49,7 @@ class Magnitude(Method):
         return dict(zip(weights, global_shares(weights.values(), pattern), strict=True))
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        """The mask of the smallest |W| [r, c]; the statistics are not looked at."""
         return keep_weights(weight, prune_rows(weight.abs(), pattern, per_row=False))
 
 
@@ -61,7 +65,8 @@ def global_shares(weights: Iterable[Tensor], pattern: Pattern) -> list[Pattern]:
     low, high = -1, 0x7F800000  # bits of +infinity
     while high - low > 1:  # smallest bits with count(<= bits) >= room
         middle = (low + high) // 2
-        low, high = (low, middle) if _up_to(weights, middle) >= room else (middle, high)
+        enough = sum(_count(w, middle) for w in weights) >= room
+        low, high = (low, middle) if enough else (middle, high)
     below = [_count(w, high - 1) for w in weights]
     room -= sum(below)
     shares = []
@@ -74,7 +79,3 @@ def global_shares(weights: Iterable[Tensor], pattern: Pattern) -> list[Pattern]:
 
 def _count(weight: Tensor, bits: int) -> int:
     return int((weight.detach().float().abs().view(torch.int32) <= bits).sum())
-
-
-def _up_to(weights: list[Tensor], bits: int) -> int:
-    return sum(_count(w, bits) for w in weights)

@@ -19,7 +19,22 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(method: "str | Method") -> Method:
-    """A method by name with its default hyper-parameters, or the instance itself."""
+    """A method by name with its default hyper-parameters, or the instance itself.
+
+    Parameters
+    ----------
+    method : str or Method
+        A key of `METHODS`, such as 'wanda', or an instance, such as ``sl.SparseGPT(damp=0.1)``.
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    SparselabError
+        Where there is no method of this name; it lists those that there are.
+    """
     if isinstance(method, Method):
         return method
     if isinstance(method, str) and method in METHODS:
@@ -31,9 +46,25 @@ def find_method(method: "str | Method") -> Method:
 
 
 def named_method(name: str, family: str) -> Method:
-    """'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare
-    name its defaults; 'wanda:refit=True;targets=dense-model' sets hyper-parameters, and
-    'sparsellm:published;epochs=8' those of the preset.
+    """A method with its variant and hyper-parameters in one text, as sweeps write them.
+
+    Parameters
+    ----------
+    name : str
+        'dsnot:magnitude' is the method with that start, 'sparsellm:published' that preset, a bare
+        name its defaults; 'wanda:refit=True;targets=dense-model' sets hyper-parameters, and
+        'sparsellm:published;epochs=8' those of the preset.
+    family : str
+        'OPT' or 'LLaMA': presets may differ between them.
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    SparselabError
+        Where there is no such method or hyper-parameter, or a value makes no sense.
     """
     method, _, variant = name.partition(":")
     base = find_method(method)
@@ -42,17 +73,14 @@ def named_method(name: str, family: str) -> Method:
         base, variant = getattr(type(base), preset)(family), rest
     if not variant:
         return base
-    pairs = (
-        [pair.partition("=") for pair in variant.split(";")]
-        if "=" in variant
-        else [("initial", "=", variant)]
-    )
-    settings = {key: _value(text) for key, _, text in pairs}
+    settings = {}
+    for pair in variant.split(";") if "=" in variant else [f"initial={variant}"]:
+        key, _, text = pair.partition("=")
+        settings[key] = _value(text)
     known = {field.name for field in fields(base)}
-    if not known >= {*settings}:
+    if unknown := {*settings} - known:
         raise SparselabError(
-            f"{name!r}: {method} has no {', '.join({*settings} - known)}; it has "
-            f"{', '.join(sorted(known))}."
+            f"{name!r}: {method} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
     return replace(base, **settings)
 

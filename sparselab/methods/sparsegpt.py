@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError
 from ..numerics.statistics import GRAM, Statistics
 from ..patterns import Pattern, lowest
 from .base import Method, Solution
@@ -21,23 +21,25 @@ STRIP = 16  # columns between two products with all errors made so far in the bl
 class SparseGPT(Method):
     """Optimal Brain Surgeon, one column at a time, with one inverse Hessian for all rows.
 
-    `block`: columns that share one mask selection and one lazy update (for n:m rounded down to a
-    multiple of m); `damp`: damping as a fraction of the Hessian's mean diagonal. Source: Frantar
-    and Alistarh, arXiv 2301.00774, algorithm 1; score W_ij^2 / R_jj^2 with H^-1 = R^T R.
+    Score W_ij^2 / R_jj^2 with H^-1 = R^T R. Source: Frantar and Alistarh, arXiv 2301.00774,
+    algorithm 1.
+
+    Parameters
+    ----------
+    block : int
+        Columns that share one mask selection and one lazy update (for n:m rounded down to a
+        multiple of m).
+    damp : float
+        Damping, as a fraction of the Hessian's mean diagonal.
+    **switches
+        Those of `Method`.
     """
 
-    block: int = 128
-    damp: float = 0.01
+    block: Annotated[int, ">= 1"] = 128
+    damp: Annotated[float, ">= 0"] = 0.01
     name = "sparsegpt"
     products = 2
     needs = (GRAM,)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.block < 1 or self.damp < 0:
-            raise SparselabError(
-                f"SparseGPT(block={self.block}, damp={self.damp}): block >= 1 and damp >= 0."
-            )
 
     @property
     def shares_column_loop(self) -> bool:
@@ -46,6 +48,7 @@ class SparseGPT(Method):
         return kind.solve is SparseGPT.solve and kind.prune_matrix is Method.prune_matrix
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
+        """The mask, and kept weights [r, c] that make up for the pruned ones before them."""
         return self._solve([weight], stats, [pattern])[0]
 
     def solve_together(
@@ -75,9 +78,7 @@ def prune_columns(
     contiguous in memory.
     """
     pattern, c = patterns[0], len(factor)
-    w = torch.cat(
-        [weight.T for weight in weights], dim=1
-    )  # [c, sum r]: row j is column j of them all
+    w = torch.cat([weight.T for weight in weights], dim=1)  # [c, sum r]: column j of all is row j
     pruned = torch.zeros_like(w, dtype=torch.bool)
     block = max(block - block % pattern.m, pattern.m) if pattern.m else block
     loop, rows = block_loop(w.device, min(block, c)), [len(weight) for weight in weights]
@@ -85,18 +86,17 @@ def prune_columns(
         b = min(a + block, c)
         scale = _scale(factor.diagonal()[a:b], dead[a:b])
         if not pattern.m:
-            scores = (w[a:b] * scale).square_()  # [b - a, sum r]
-            for share, score, place in zip(
-                patterns, scores.split(rows, 1), pruned[a:b].split(rows, 1), strict=True
-            ):
+            scores = (w[a:b] * scale).square_().split(rows, 1)  # [b - a, r_k] each
+            places = pruned[a:b].split(rows, 1)
+            for share, score, place in zip(patterns, scores, places, strict=True):
                 place.copy_(_select(score, share, a))
         errors = loop(w[a:b], pruned[a:b], factor[a:b, a:b], scale, pattern)
         w[b:].addmm_(factor[a:b, b:].T, errors, alpha=-1)  # push the block's error to the right
     w.masked_fill_(pruned, 0)
-    return [
-        (weight.T.contiguous(), place.T.contiguous().logical_not_())
-        for weight, place in zip(w.split(rows, 1), pruned.split(rows, 1), strict=True)
-    ]
+    found = []
+    for weight, place in zip(w.split(rows, 1), pruned.split(rows, 1), strict=True):
+        found.append((weight.T.contiguous(), place.T.contiguous().logical_not_()))
+    return found
 
 
 def _select(scores: Tensor, pattern: Pattern, a: int) -> Tensor:
@@ -104,9 +104,8 @@ def _select(scores: Tensor, pattern: Pattern, a: int) -> Tensor:
     the zeros up to each block's end are the floor of the asked share, so that the total is exact.
     """
     k, r = scores.shape
-    return lowest(scores.reshape(1, -1), pattern.zeros(r * (a + k)) - pattern.zeros(r * a)).view(
-        k, r
-    )
+    count = pattern.zeros(r * (a + k)) - pattern.zeros(r * a)
+    return lowest(scores.reshape(1, -1), count).view(k, r)
 
 
 def block_loop(
@@ -162,9 +161,7 @@ def prune_block(
             chosen = (w[part] * scale[part]).square_().topk(pattern.n, dim=0, largest=False).indices
             pruned[part].scatter_(0, chosen, True)
         inverse = pruned[part] / factor.diagonal()[part, None]  # kept weights make no error
-        made = errors[part].T
-        for column, row, gain, error in zip(
-            w[part], owed[part, part], inverse, errors[part], strict=True
-        ):
+        made, columns = errors[part].T, (w[part], owed[part, part], inverse, errors[part])
+        for column, row, gain, error in zip(*columns, strict=True):
             torch.mul(column.addmv_(made, row, alpha=-1), gain, out=error)
     return errors

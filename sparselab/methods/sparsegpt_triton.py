@@ -13,10 +13,8 @@ from torch import Tensor
 
 from ..patterns import Pattern
 
-TILE, WARPS = (
-    16,
-    4,
-)  # rows of the matrix that one program keeps in registers, and the warps that share them
+TILE = 16  # rows of the matrix that one program keeps in registers
+WARPS = 4  # that share them
 WIDEST = 256  # columns that still fit there
 
 

@@ -3,6 +3,7 @@ between its matrices."""
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -11,8 +12,10 @@ from ..numerics.refit import refit
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern
 from .admm import ADMM, STARTS
-from .base import DENSE_BLOCK, Fit, Method, Solution, check_start, common_option, regression
+from .base import DENSE_BLOCK, Fit, Method, Solution, Start, Target, common_option, regression
 from .feed_forward import FeedForward
+
+Penalty = Annotated[float, "> 0", "the penalties are positive"]
 
 
 @dataclass(frozen=True)
@@ -22,55 +25,64 @@ class SparseLLM(Method):
     min alpha |z - W1 X - b1|^2 + beta |Y - W2 p - b2|^2 + gamma |p - phi(z)|^2 over sparse W1, W2
     and the auxiliary z (before the activation) and p (after it); LLaMA's gate adds s, alpha |s - Wg
     X|^2 and phi = silu(s) z. Source: Bai et al., arXiv 2402.17946, equations 4 to 9. Attention is
-    pruned matrix by matrix. Common factors of alpha, beta and gamma do not matter.
+    pruned matrix by matrix. `SparseLLM.published()` is the code as released, `.paper()` the paper's
+    mathematics, `.repaired()` the code with one ridge changed; what the switches are worth:
+    bench/ablation.csv.
 
-    `epochs`: times that the matrices are solved for, the first from the start values, the dense
-    model's own z, p and s; 1 by default, because more lower the block's error on the calibration
-    tokens and hardly the perplexity. `initial`: the method that prunes a matrix, 'sparsegpt',
-    'wanda' or 'magnitude'. `improve`: its mask and weights are improved by ADMM, kept where better.
-    `realised`: W2 is fitted to what the pruned W1 gives, not to the auxiliary p. `keep_best`: the
-    epoch with the lowest true error |Y - FFN(X)| is kept, the start included, and the loop ends
-    when an epoch gains less than `tolerance` of it. `down`: W2 by 'regression', or by ten gradient
-    steps ('descent') as published for OPT. `ridge`: damping of the regressions, as a share of the
-    Hessian's mean diagonal; None: `Statistics.damping`. `new_masks`: every epoch chooses its masks
-    anew; else the later ones refit the weights under those of the first, at a third of the time.
-    What the switches are worth: bench/ablation.csv. `SparseLLM.published()` is the code as
-    released, `.paper()` the paper's mathematics, `.repaired()` the code with one ridge changed.
     Memory of a block of N tokens, width d, FFN width f, b bytes a weight: N d (2 b + 4) bytes; from
     two epochs on 4 N f more for z, as much for a gate's s, and for p where it is kept (not
     `realised`); and about 20 f^2 for the solver.
+
+    Parameters
+    ----------
+    epochs : int
+        Times that the matrices are solved for, the first from the start values, the dense model's
+        own z, p and s; 1 by default, because more lower the block's error on the calibration tokens
+        and hardly the perplexity.
+    alpha, beta, gamma : float
+        The penalties; common factors do not matter.
+    initial : {'sparsegpt', 'wanda', 'magnitude'}
+        The method that prunes a matrix.
+    improve : bool
+        Its mask and weights are improved by ADMM, kept where better.
+    realised : bool
+        W2 is fitted to what the pruned W1 gives, not to the auxiliary p.
+    keep_best : bool
+        The epoch with the lowest true error |Y - FFN(X)| is kept, the start included.
+    tolerance : float
+        With `keep_best` the loop ends when an epoch gains less than this share of the error; a
+        negative one lets all epochs run.
+    down : {'regression', 'descent'}
+        How W2 is fitted: by regression, or by ten gradient steps as published for OPT.
+    ridge : float, optional
+        Damping of the regressions, as a share of the Hessian's mean diagonal; None:
+        `Statistics.damping`.
+    new_masks : bool
+        Every epoch chooses its masks anew; else the later ones refit the weights under those of the
+        first, at a third of the time.
+    **switches
+        Those of `Method`; here `refit` and `targets` have other defaults.
     """
 
-    epochs: int = 1
-    alpha: float = 0.1
-    beta: float = 1.0
-    gamma: float = 1.0
-    initial: str = "sparsegpt"
+    epochs: Annotated[int, ">= 1"] = 1
+    alpha: Penalty = 0.1
+    beta: Penalty = 1.0
+    gamma: Penalty = 1.0
+    initial: Start = "sparsegpt"
     improve: bool = True
     realised: bool = True
     keep_best: bool = True
     tolerance: float = 0.01
-    down: str = "regression"
-    ridge: float | None = None
+    down: Literal["regression", "descent"] = "regression"
+    ridge: Annotated[float, ">= 0"] | None = None
     new_masks: bool = False
     refit: bool = common_option(True)
-    targets: str = common_option("dense-stream")
+    targets: Target = common_option("dense-stream")
     name = "sparsellm"
     products = ADMM.products
     presets = ("paper", "published", "repaired")
     needs = (GRAM, NORMS)
     prunes_ffn_jointly = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_start(self, STARTS)
-        if self.epochs < 1 or min(self.alpha, self.beta, self.gamma) <= 0:
-            raise SparselabError(
-                f"SparseLLM(epochs={self.epochs}, alpha={self.alpha}, beta={self.beta}, "
-                f"gamma={self.gamma}): epochs >= 1, and the penalties are positive."
-            )
-        if self.down not in ("regression", "descent"):
-            raise SparselabError(f"SparseLLM(down={self.down!r}): 'regression' or 'descent'.")
 
     @classmethod
     def published(cls, family: str = "OPT", epochs: int = 4) -> "SparseLLM":
@@ -80,23 +92,22 @@ class SparseLLM(Method):
         a ridge of 1e-6 (more where that cannot be factored) for the pseudo-inverses, and bounded
         gate steps; their 1 epoch for LLaMA's blocks 1, 30 and 31 was a guard against the divergence
         of the gate step and is not needed."""
-        if family.upper() not in ("OPT", "LLAMA"):
+        variants = {"OPT": "descent", "LLAMA": "regression"}
+        if str(family).upper() not in variants:
             raise SparselabError(
                 f"SparseLLM.published({family!r}): the published code has two variants, 'OPT' and"
                 " 'LLaMA'."
             )
         return cls(
             epochs,
-            1.0,
-            1.0,
-            1.0,
+            alpha=1.0,
             improve=False,
             realised=False,
             keep_best=False,
+            down=variants[str(family).upper()],
             ridge=1e-6,
             new_masks=True,
             refit=False,
-            down="descent" if family.upper() == "OPT" else "regression",
             targets="dense-block",
         )
 
@@ -129,21 +140,16 @@ class SparseLLM(Method):
     def ffn_bytes(
         self, tokens: int, width: int, inner: int, linears: int, size: int
     ) -> dict[str, float]:
+        """Bytes of tokens and auxiliary variables, and of ADMM's inverses."""
         aimed, gates = self.targets != DENSE_BLOCK, linears - 1
-        kept = gates * (self.epochs > 1) + (
-            not self.realised
-        )  # of z, s and p: float32 [tokens, inner]
-        return {
-            "feed-forward variables": (
-                tokens * (width * (4 + size * (1 + aimed)) + 4 * kept * inner)
-            ),
-            "ADMM's inverses": 5 * 4 * max(width, inner) ** 2,
-        }
+        variables = gates * (self.epochs > 1) + (not self.realised)  # z, s and p, float32 [N, f]
+        kept = tokens * (width * (4 + size * (1 + aimed)) + 4 * variables * inner)
+        return {"feed-forward variables": kept, "ADMM's inverses": 5 * 4 * max(width, inner) ** 2}
 
     def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
-        return self.epochs * (
-            2 * tokens * width * inner * (4 + 4 * linears) + 2 * tokens * inner**2
-        )
+        """Operations of the products with W1 and W2, and of the Gram matrix, in all epochs."""
+        epoch = 2 * tokens * width * inner * (4 + 4 * linears) + 2 * tokens * inner**2
+        return self.epochs * epoch
 
     def prune_ffn(
         self, ffn: "FeedForward", shares: dict[str, Pattern]
@@ -156,20 +162,16 @@ class SparseLLM(Method):
         best, kept, now, history = math.inf, {}, {}, []
         for epoch in range(self.epochs):
             for role, aim in aims.items():
-                now[role] = self._step(
-                    role, ffn.weight[role], aim, inputs, shares[role], now.get(role)
-                )
-            hidden, outputs = ffn.hidden_statistics(
-                {role: one.solution.weight for role, one in now.items()}
-            )
-            now["down"] = self._step(
-                "down", ffn.weight["down"], outputs, hidden, shares["down"], now.get("down")
-            )
-            weights = {role: one.solution.weight for role, one in now.items()}
+                weight, share = ffn.weight[role], shares[role]
+                now[role] = self._step(role, weight, aim, inputs, share, now.get(role))
+            hidden, outputs = ffn.hidden_statistics(_weights(now))
+            weight, share = ffn.weight["down"], shares["down"]
+            now["down"] = self._step("down", weight, outputs, hidden, share, now.get("down"))
+            weights = _weights(now)
             error = ffn.relative_error(weights, hidden, outputs)
-            gain = (
-                1.0 if not epoch else 1 - error / best if best else 0.0
-            )  # nothing is better than no error
+            gain = 0.0  # nothing is better than no error
+            if best:
+                gain = 1 - error / best if epoch else 1.0
             if gain > 0 or not self.keep_best:
                 best, kept = error, dict(now)
             last = epoch == self.epochs - 1 or (self.keep_best and gain < self.tolerance)
@@ -177,10 +179,10 @@ class SparseLLM(Method):
             history.append({"epoch": epoch, "error": error, **terms})
             if last:
                 break
-        return {
-            role: Fit.of(one.target, one.solution, one.stats, ffn.dtype)
-            for role, one in kept.items()
-        }, history
+        fits = {}
+        for role, one in kept.items():
+            fits[role] = Fit.of(one.target, one.solution, one.stats, ffn.dtype)
+        return fits, history
 
     def _step(
         self,
@@ -210,6 +212,10 @@ class Step:
     target: Tensor
     solution: Solution
     stats: Statistics
+
+
+def _weights(steps: dict[str, Step]) -> dict[str, Tensor]:
+    return {role: one.solution.weight for role, one in steps.items()}
 
 
 def descend(

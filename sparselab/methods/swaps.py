@@ -2,15 +2,17 @@
 output error."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..errors import SparselabError
 from ..numerics.statistics import GRAM, Statistics
 from ..patterns import Pattern, prune_rows
-from .base import Method, Solution, check_start, keep_weights
-from .dsnot import STARTS, start_scores
+from .base import Method, Solution, Start, keep_weights
+from .dsnot import start_scores
+
+ROWS = 1024  # of a matrix whose swaps are found at a time
 
 
 @dataclass(frozen=True)
@@ -19,36 +21,38 @@ class Swaps(Method):
     never rises.
 
     With G = X X^T and u = G (w - w') of a row, pruning p and regrowing g changes the squared error
-    by 2 w_p u_p + w_p^2 G_pp - 2 w_g u_g + w_g^2 G_gg - 2 w_p w_g G_pg. Source: SparseSwaps, arXiv
-    2512.10922; DSnoT sees the same with G replaced by its mean part. `initial`: as for DSnoT.
-    `max_cycles`: swaps per row at most. `candidates`: of each side, the so many best by their own
-    terms are tried in pairs (n:m: all pairs of a group). Cost of a cycle: r (c + candidates^2)
-    operations, against r c^2 for all pairs; one Gram matrix, as SparseGPT.
+    by 2 w_p u_p + w_p^2 G_pp - 2 w_g u_g + w_g^2 G_gg - 2 w_p w_g G_pg. Cost of a cycle: r (c +
+    candidates^2) operations, against r c^2 for all pairs; one Gram matrix, as SparseGPT. Source:
+    SparseSwaps, arXiv 2512.10922; DSnoT sees the same with G replaced by its mean part.
+
+    Parameters
+    ----------
+    initial : {'wanda', 'magnitude', 'sparsegpt'}
+        The mask it starts from, as for `DSnoT`.
+    max_cycles : int
+        Swaps per row at most.
+    candidates : int
+        Of each side, the so many best by their own terms are tried in pairs (n:m: all pairs of a
+        group).
+    **switches
+        Those of `Method`.
     """
 
-    initial: str = "wanda"
-    max_cycles: int = 100
-    candidates: int = 16
+    initial: Start = "wanda"
+    max_cycles: Annotated[int, ">= 0"] = 100
+    candidates: Annotated[int, ">= 1"] = 16
     name = "swaps"
     products = 4
     needs = (GRAM,)
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_start(self, STARTS)
-        if self.max_cycles < 0 or self.candidates < 1:
-            raise SparselabError(
-                f"Swaps(max_cycles={self.max_cycles}, candidates={self.candidates}): at least 0"
-                " and 1."
-            )
-
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
-        pruned = prune_rows(start_scores(self.initial, weight, stats), pattern, per_row=True)
-        parts = [
-            swap(w, p, stats.gram / stats.tokens, pattern, self.max_cycles, self.candidates)
-            for w, p in zip(weight.split(1024), pruned.split(1024), strict=True)
-        ]
-        return keep_weights(weight, torch.cat(parts))
+        """The mask after the swaps, some rows at a time; the kept weights [r, c] are left as they
+        are."""
+        start = prune_rows(start_scores(self.initial, weight, stats), pattern, per_row=True)
+        pruned, gram = [], stats.gram / stats.tokens
+        for rows, zeros in zip(weight.split(ROWS), start.split(ROWS), strict=True):
+            pruned.append(swap(rows, zeros, gram, pattern, self.max_cycles, self.candidates))
+        return keep_weights(weight, torch.cat(pruned))
 
 
 def swap(
@@ -81,11 +85,8 @@ def _best_pair(
         return _best_pair_in_groups(weight, cost, gain, gram, m)
     k = min(candidates, weight.shape[1])
     (cost, p), (gain, g) = cost.topk(k, dim=1, largest=False), gain.topk(k, dim=1, largest=False)
-    pairs = (
-        weight.gather(1, p)[:, :, None]
-        * weight.gather(1, g)[:, None]
-        * gram[p[:, :, None], g[:, None]]
-    )
+    products = weight.gather(1, p)[:, :, None] * weight.gather(1, g)[:, None]  # w_p w_g, [r, k, k]
+    pairs = products * gram[p[:, :, None], g[:, None]]
     best, at = (cost[:, :, None] + gain[:, None] - 2 * pairs).flatten(1).min(1)  # over [r, k * k]
     return best, p.gather(1, at[:, None] // k)[:, 0], g.gather(1, at[:, None] % k)[:, 0]
 
@@ -98,11 +99,8 @@ def _best_pair_in_groups(
     inside = torch.arange(c, device=weight.device).view(-1, m)
     blocks = gram[inside[:, :, None], inside[:, None]]  # [c / m, m, m]
     w = weight.view(r, -1, m)
-    total = (
-        cost.view(r, -1, m, 1)
-        + gain.view(r, -1, 1, m)
-        - 2 * w[..., :, None] * w[..., None, :] * blocks
-    )
+    pairs = 2 * w[..., :, None] * w[..., None, :] * blocks
+    total = cost.view(r, -1, m, 1) + gain.view(r, -1, 1, m) - pairs
     best, at = total.flatten(1).min(1)  # over [r, c / m * m * m]
     group = at // (m * m) * m
     return best, group + at % (m * m) // m, group + at % m

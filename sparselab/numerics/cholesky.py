@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ..errors import SparselabError
 
-PANELS = (
-    8  # half of a symmetric or triangular product, in 8 panels, costs 9/16 of the whole product
-)
+PANELS = 8  # half of a symmetric or triangular product, in 8 panels, costs 9/16 of the whole
 LEAF = 256  # rows of the inverse factor computed at a time
 ROUNDING = 1e-6  # a pivot below this share of its diagonal entry is float32 rounding, not curvature
 
@@ -69,10 +67,10 @@ def inverse_factor(
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=gram.device)
     for attempt in range(1, tries + 1):
         factor = _factor(gram, tokens, damp * mean + mean * dead)
-        if (
-            factor is not None and torch.stack(torch.aminmax(factor)).isfinite().all()
-        ):  # NaN too, and no copy
-            return factor, damp, attempt
+        if factor is not None:
+            extremes = torch.stack(torch.aminmax(factor))  # NaN too, and no copy
+            if extremes.isfinite().all():
+                return factor, damp, attempt
         damp = max(10 * damp, 1e-4)
     raise SparselabError(
         f"the Hessian could not be factored, even with damping {damp / 10:g} of its mean diagonal. "
@@ -100,13 +98,11 @@ def _factor(gram: Tensor, tokens: int, extra: Tensor) -> Tensor | None:
             torch.mm(right[:, c:], known[c:d, c:].T, out=side[:, c:d])
         rest = torch.addmm(own, side, side.T, alpha=-1)  # S
         rest.diagonal().add_(extra[a:b])
-        lower, failed = torch.linalg.cholesky_ex(
-            rest.flip(0, 1)
-        )  # reversed, for an upper factor of S^-1
+        reverse = rest.flip(0, 1)  # for an upper factor of S^-1
+        lower, failed = torch.linalg.cholesky_ex(reverse)
         broken |= (failed != 0) | (lower.diagonal().square() < ROUNDING * total[a:b].flip(0)).any()
-        corner = torch.linalg.solve_triangular(lower, identity[: b - a, : b - a], upper=False).flip(
-            0, 1
-        )
+        unit = identity[: b - a, : b - a]
+        corner = torch.linalg.solve_triangular(lower, unit, upper=False).flip(0, 1)
         factor[a:b, a:b] = corner
         side = torch.mm(corner, side).neg_()
         for c, d in _panels(n - b):

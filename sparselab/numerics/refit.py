@@ -17,11 +17,27 @@ def refit(
     """Minimise tr((W - T) H (W - T)^T) over all W that are zero outside the mask; no step makes it
     larger.
 
-    target T, start [r, c], mask bool [r, c], hessian H [c, c] positive definite, all float32.
     Conjugate gradients on the kept weights, each row with its own step length, preconditioned by
-    H's diagonal; ends when a step lowers the squared error by less than `tolerance` of it. One
-    product [r, c] x [c, c] per step, where an exact solution by factorisation needs one factor per
-    row. Sources: arXiv 2401.02938 (the problem), arXiv 2406.07831 (the gradients).
+    H's diagonal. One product [r, c] x [c, c] per step, where an exact solution by factorisation
+    needs one factor per row. Sources: arXiv 2401.02938 (the problem), arXiv 2406.07831 (the
+    gradients).
+
+    Parameters
+    ----------
+    target, start : Tensor of shape (r, c), float32
+        T, and the weights to begin with.
+    mask : Tensor of shape (r, c), bool
+        Where a weight may stand.
+    hessian : Tensor of shape (c, c), float32
+        H, positive definite.
+    steps : int
+        At most.
+    tolerance : float
+        It ends when a step lowers the squared error by less than this share of it.
+
+    Returns
+    -------
+    Tensor of shape (r, c), float32
     """
     weight, tiny = start * mask, torch.finfo(start.dtype).tiny
     scale = mask / hessian.diagonal()  # 0 where pruned: the step stays in the mask

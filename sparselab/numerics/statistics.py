@@ -14,9 +14,7 @@ from .cholesky import add_gram, inverse_factor, mirror, tensor_cores
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
 DAMP = 0.01  # SparseGPT's damping
 NOISE = 0.5  # damping per input and token, where it is more
-COLUMNS = (
-    1024  # of a Gram matrix that is multiplied at a time: a CPU's library copies what it multiplies
-)
+COLUMNS = 1024  # of a Gram matrix, multiplied at a time: a CPU's library copies what it multiplies
 
 
 class Statistics:
@@ -27,16 +25,25 @@ class Statistics:
     report an output error. `sums` and `between` [c] give means and variances (DSnoT); `cross` [c,
     c] is X_d X^T, where X_d are the inputs at the same place in the dense model; `drift` [r, c] is
     D X^T, where D [r, N] is what the residual stream lacks.
+
+    Parameters
+    ----------
+    width : int
+        How many inputs there are, c.
+    device : torch.device
+        Where the sums are kept.
+    needs : collection of {'gram', 'norms', 'moments', 'cross'}
+        What is gathered.
+    every : int
+        Without a Gram matrix, one token of so many is kept for the output error.
     """
 
     def __init__(
         self, width: int, device: torch.device, *, needs: Collection[str] = (GRAM,), every: int = 1
     ):
         self.tokens, self.sequences, self.every = 0, 0, every
-        vector, matrix = (
-            partial(torch.zeros, width, device=device),
-            partial(torch.zeros, width, width, device=device),
-        )
+        vector = partial(torch.zeros, width, device=device)
+        matrix = partial(torch.zeros, width, width, device=device)
         self.square = vector() if NORMS in needs or MOMENTS in needs else None
         self.sums, self.between = (vector(), vector()) if MOMENTS in needs else (None, None)
         self.gram = matrix() if GRAM in needs else None
@@ -63,9 +70,8 @@ class Statistics:
         if self.gram is not None:
             add_gram(self.gram, x)
         else:
-            self.samples.append(
-                x[-self.tokens % self.every :: self.every].clone()
-            )  # every k-th token; a view holds all
+            some = x[-self.tokens % self.every :: self.every]  # every k-th token
+            self.samples.append(some.clone())  # a view would hold all
         if self.cross is not None:
             with tensor_cores(x.dtype):
                 self.cross.addmm_(dense.detach().reshape(x.shape).float().T, x.float())
@@ -113,10 +119,9 @@ class Statistics:
         mean, as `inverse_factor` does, so that H is positive definite. damp: None = `damping`."""
         damp = self.damping if damp is None else damp
         hessian = self.gram / self.tokens
-        live = self.gram.diagonal() > 0
-        mean = (
-            hessian.diagonal()[live].mean() if live.any() else torch.ones((), device=hessian.device)
-        )
+        live, mean = self.gram.diagonal() > 0, torch.ones((), device=hessian.device)
+        if live.any():
+            mean = hessian.diagonal()[live].mean()
         hessian.diagonal().add_(damp * mean + mean * ~live)
         return hessian
 
@@ -158,22 +163,18 @@ class Statistics:
 
     def squared_norms(self, *weights: Tensor) -> Tensor:
         """||W X||^2 of each W [r, c], float64 [n]."""
-        if self.gram is not None:  # tr(W G W^T), some columns of G at a time
-            return torch.stack(
-                [
-                    sum(
-                        (weight @ gram).mul_(part).sum(dtype=torch.float64)
-                        for gram, part in zip(
-                            self.gram.split(COLUMNS, 1), weight.split(COLUMNS, 1), strict=True
-                        )
-                    )
-                    for weight in weights
-                ]
-            )
+        if self.gram is not None:
+            return torch.stack([*map(self._norm_from_gram, weights)])
         x = torch.cat(self.samples).float()  # [k, c]
-        return torch.stack(
-            [(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights]
-        )
+        squares = [(x @ weight.T).square_().sum(dtype=torch.float64) for weight in weights]
+        return torch.stack(squares)
+
+    def _norm_from_gram(self, weight: Tensor) -> Tensor:
+        """tr(W G W^T), some columns of G at a time."""
+        total = 0
+        for gram, part in zip(self.gram.split(COLUMNS, 1), weight.split(COLUMNS, 1), strict=True):
+            total = total + (weight @ gram).mul_(part).sum(dtype=torch.float64)
+        return total
 
     def inverse_factor(self, damp: float, tries: int = 6) -> tuple[Tensor, float, int]:
         """Upper triangular R with H^-1 = R^T R, H = X X^T / N + damp * mean(diag) * I; the damping
