@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 import sparselab as sl
 from sparselab import SparselabError
@@ -15,7 +16,7 @@ from sparselab.experiments import figures
 from sparselab.experiments.figures import FIGURES, figure
 from sparselab.experiments.figures.ablations import ABLATIONS
 from sparselab.experiments.figures.weights import distribution
-from sparselab.experiments.profiles import PROFILES, Profile, Recorded
+from sparselab.experiments.profiles import PROFILES, Profile
 from sparselab.methods.registry import named_method
 from sparselab.models.packed import sizes
 from sparselab.models.saving import save
@@ -35,6 +36,7 @@ TINY = Profile(
     sizes=(2,),
     steps=2,
 )
+MINI = PROFILES["mini"]
 # What issue and papers ask of every row that holds a perplexity.
 PROTOCOL = {
     "model",
@@ -75,11 +77,8 @@ def closed():
 def one_block(monkeypatch):
     """Sweeps that prune the first block only."""
     monkeypatch.setattr(
-        Recorded,
-        "prune",
-        lambda self, model, windows, method, pattern: sl.prune(
-            model, windows, method=method, sparsity=pattern, layers=[0], progress=False
-        ),
+        "sparselab.experiments.experiment.prune",
+        lambda model, windows, **options: sl.prune(model, windows, **{**options, "layers": [0]}),
     )
 
 
@@ -154,6 +153,41 @@ def test_ablations(name, tmp_path, one_block, monkeypatch):
 
 def test_ablations_of_the_papers_have_three_seeds():
     assert all(len(profile.seeds) >= 3 for profile in PROFILES.values())
+
+
+@pytest.mark.parametrize(
+    "name, profile, rows",
+    [
+        ("sparsity", MINI, 80),
+        ("sparsity", replace(PROFILES["small"], patterns=("0.5", "0.7", "2:4")), 12),
+        ("convergence", MINI, 48),
+        ("weights", MINI, 1332),
+        ("costs", MINI, 6),
+        ("samples", MINI, 36),
+        ("damp", MINI, 30),
+        ("block-size", MINI, 15),
+        ("alpha-beta", MINI, 27),
+        ("epochs", MINI, 18),
+        ("order", MINI, 27),
+    ],
+)
+def test_recorded_tables_are_done(name, profile, rows, monkeypatch):
+    """What bench/figures holds is found: nothing is pruned, and nothing written."""
+    monkeypatch.setattr("sparselab.experiments.experiment.prune", None)
+    monkeypatch.setattr("sparselab.experiments.sweep.append", None)
+    file = ROOT / "bench" / "figures" / f"{name}-{profile.model}.csv"
+    assert len(FIGURES[name].table(profile, file, False)) == rows
+
+
+def test_the_table_of_an_early_sweep_is_refused(tmp_path):
+    """It lacks columns that a figure's rows have."""
+    file = tmp_path / "sparsity-opt-mini.csv"
+    row = {"model": "opt-mini", "calibration": "demo", "samples": 2, "seqlen": 32, "windows": 2}
+    row |= {"text": "demo", "seed": 0, "method": "wanda", "pattern": "0.5"}
+    pd.DataFrame([row]).to_csv(file, index=False)
+    options = {"methods": ("wanda",), "patterns": ("0.5",), "folder": tmp_path, "progress": False}
+    with pytest.raises(SparselabError, match="lacks the columns layers_pruned"):
+        figure("sparsity", profile=TINY, **options)
 
 
 def test_convergence(tmp_path):
@@ -234,22 +268,8 @@ def test_unknown_names_get_a_sentence(tmp_path):
 
 
 def test_from_a_shell(tmp_path, capsys):
-    options = [
-        "--samples",
-        "2",
-        "--seqlen",
-        "32",
-        "--windows",
-        "2",
-        "--methods",
-        "magnitude",
-        "--sparsities",
-        "0.5",
-        "--tables",
-        str(tmp_path),
-        "--out",
-        str(tmp_path),
-    ]
+    options = "--samples 2 --seqlen 32 --windows 2 --methods magnitude --sparsities 0.5".split()
+    options += ["--tables", str(tmp_path), "--out", str(tmp_path)]
     assert main(["figure", "sparsity", *options]) == 0
     assert "magnitude" in capsys.readouterr().out
     assert (tmp_path / "sparsity-opt-mini.csv").exists() and list(tmp_path.glob("sparsity-*.png"))

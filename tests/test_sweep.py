@@ -1,5 +1,9 @@
 """The table of a sweep: complete rows, resumed where it stopped."""
 
+import errno
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -7,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import sparselab as sl
-from sparselab.experiments.results import append, read
+from sparselab.experiments.results import append, read, rows_matching
 from sparselab.experiments.sweep import METHODS, Sweep
 from sparselab.experiments.tables import claims
 from sparselab.methods.registry import named_method
@@ -16,6 +20,22 @@ SMALL = Sweep("opt-mini", samples=2, seqlen=32, windows=2)
 BOOKS = Sweep(
     corpus="books-train.txt.xz", texts=("books-heldout.txt.xz", "wikitext2", "ptb", "demo")
 )
+
+SMOLLM2 = Sweep("smollm2-135m", samples=16, seqlen=512, texts=("demo", "wikitext2"), windows=24)
+THREE = replace(BOOKS, texts=("books-heldout.txt.xz", "wikitext2", "demo"))
+RECORDED = {  # the sweeps of bench/sweeps.sh, and how many rows their tables hold
+    "opt-mini": (BOOKS, 416),
+    "ablation": (replace(BOOKS, texts=BOOKS.texts[:1]), 15),
+    "few-tokens": (Sweep(samples=8, windows=32), 5),
+    "seeds": (replace(BOOKS, texts=BOOKS.texts[:2]), 36),
+    "published": (THREE, 72),
+    "dsnot": (THREE, 90),
+    "smollm2": (SMOLLM2, 6),
+}
+
+
+def table_file(name):
+    return ROOT / "bench" / f"{name}.csv"
 
 
 def test_names_of_methods():
@@ -140,48 +160,33 @@ def test_rows_do_not_go_into_a_table_of_other_columns(tmp_path):
     assert pd.read_csv(tmp_path / "table.csv").to_dict("list") == {"a": [1, 3, 5], "b": [2, 4, 6]}
 
 
-def test_a_recorded_table_can_be_gone_on_with():
-    """The columns of the tables in bench/ are those that a sweep writes."""
-    columns = [*pd.read_csv(ROOT / "bench" / "opt-mini.csv", nrows=0)]
-    model, tokenizer = sl.load("opt-mini")
-    windows = sl.calibration(tokenizer, "demo", samples=2, seqlen=32)
-    report = sl.prune(model, windows, method="magnitude", sparsity=0.5, layers=[0], progress=False)
-    ppl = sl.perplexity(model, windows.flatten(), seqlen=32, progress=False)
-    assert [*SMALL.row(0, "0.5", "magnitude", report, "demo", ppl, ppl)] == columns
+def test_recorded_tables_can_be_gone_on_with():
+    """A row has the columns of every table in bench/, whatever its age."""
+    sweep, job = replace(SMALL, layers=range(1)), dict(seed=0, pattern="0.5", method="magnitude")
+    model, _ = sl.load("opt-mini")
+    dense = sweep.perplexities(model)
+    report = sweep.prune(model, **job)
+    (row,) = sweep.evaluate(model, report, dense, **job)
+    assert row["layers_pruned"] == "blocks 0 to 0" and row["perplexity"] > row["dense"] > 1
+    own = {"steps", "extra_mib", "quantity", "x", "y"}  # what figures add to it
+    own |= {"layer", "epoch", "error", "alpha_term", "beta_term", "gamma_term"}
+    for file in [*map(table_file, RECORDED), *(ROOT / "bench" / "figures").glob("*.csv")]:
+        assert {*row} | own >= {*pd.read_csv(file, nrows=0)}
+    ppl = dense["demo"]  # bench/published_loop.py does not hand the model over
+    assert {*SMALL.row(*job.values(), report, "demo", ppl, ppl)} >= {
+        *pd.read_csv(table_file("published_loop"), nrows=0)
+    }
 
 
-@pytest.mark.parametrize(
-    "name, sweep, rows",
-    [
-        ("opt-mini", BOOKS, 416),
-        ("ablation", replace(BOOKS, texts=BOOKS.texts[:1]), 15),
-        ("few-tokens", Sweep(samples=8, windows=32), 5),
-        ("seeds", replace(BOOKS, texts=BOOKS.texts[:2]), 36),
-        ("published", replace(BOOKS, texts=(*BOOKS.texts[:2], "demo")), 72),
-        ("dsnot", replace(BOOKS, texts=(*BOOKS.texts[:2], "demo")), 90),
-        (
-            "smollm2",
-            Sweep("smollm2-135m", samples=16, seqlen=512, texts=("demo", "wikitext2"), windows=24),
-            6,
-        ),
-    ],
-)
-def test_recorded_tables_are_done(name, sweep, rows, monkeypatch):
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_tables_are_done(name, monkeypatch):
     """What bench/sweeps.sh asks for is there: nothing is loaded."""
     monkeypatch.setattr("sparselab.experiments.sweep.load", None)
-    file = ROOT / "bench" / f"{name}.csv"
-    table = sweep.mine(file)
-    assert len(table) == rows
-    for seed in table.seed.unique():
-        part = table[table.seed == seed]
-        for pattern in part.pattern.unique():
-            sweep.run(
-                file,
-                part[part.pattern == pattern].method.unique(),
-                [pattern],
-                [seed],
-                progress=False,
-            )
+    sweep, count = RECORDED[name]
+    table = sweep.mine(table_file(name))
+    assert len(table) == count
+    for (seed, pattern), part in table.groupby(["seed", "pattern"]):
+        sweep.run(table_file(name), part.method.unique(), [pattern], [seed], progress=False)
 
 
 def test_published_knows_its_families():
@@ -192,3 +197,73 @@ def test_published_knows_its_families():
     )
     with pytest.raises(sl.SparselabError, match="two variants"):
         sl.SparseLLM.published("gpt2")
+
+
+# Rows are found again, whatever they are called and whatever happened to the file.
+
+ROWS = [
+    {"model": "m", "text": "t", "pattern": "0.5", "method": "wanda", "seed": 0, "excess": 0.25},
+    {"model": "m", "text": "t", "pattern": "2:4", "method": "wanda", "seed": 0, "excess": None},
+]
+
+
+@pytest.mark.parametrize("name", ["007", "nan", "1e3", "NA", "null", "None", "", "a,b", 'a"b', "ü"])
+def test_names_that_look_like_something_else(tmp_path, name):
+    file = tmp_path / "table.csv"
+    for key in ("text", "model"):
+        append(file, [row | {key: name} for row in ROWS])
+        table = read(file)
+        found = table[rows_matching(table, {key: name, "seed": 0})]
+        assert len(found) == 2 and found.excess.isna().sum() == 1
+        file.unlink()
+
+
+@pytest.mark.parametrize("cut", ["m,t", "m,t,0.5,wanda", "m", ""])
+def test_a_cut_line_is_no_row_and_spoils_no_other(tmp_path, cut):
+    file = tmp_path / "table.csv"
+    append(file, ROWS)
+    with open(file, "a") as opened:
+        opened.write(cut + "\n")
+    append(file, [ROWS[0] | {"seed": 1}])
+    table = read(file)
+    assert len(table) == 3 and rows_matching(table, {"seed": 0}).sum() == 2
+    with open(file, "a") as opened:
+        opened.write("m,t,0.5")  # and a line without its end
+    append(file, [ROWS[0] | {"seed": 2}])
+    assert [*read(file).seed] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n\n", "model,te"])
+def test_a_file_without_a_whole_header_is_begun_anew(tmp_path, content):
+    file = tmp_path / "table.csv"
+    file.write_text(content)
+    append(file, ROWS)
+    assert len(read(file)) == 2
+
+
+def test_rows_are_added_all_or_none(tmp_path, monkeypatch):
+    file = tmp_path / "table.csv"
+    append(file, ROWS)
+    before = file.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(sl.SparselabError, match="the disk is full.* No row was lost"):
+        append(file, ROWS)
+    assert file.read_bytes() == before and [*tmp_path.iterdir()] == [file]
+
+
+def test_several_writers_lose_no_row(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from sparselab.experiments.results import append\n"
+        "for k in range(40): append(Path(sys.argv[1]), [{'writer': sys.argv[2], 'k': k}] * 3)"
+    )
+    file = tmp_path / "table.csv"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, file, str(number)]) for number in range(3)
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    table = read(file)
+    assert len(table) == 360 and (table.groupby(["writer", "k"]).size() == 3).all()

@@ -2,25 +2,23 @@
 left of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from torch import nn
 
 from .. import viz
-from ..data.calibration import calibration, tokens
-from ..engine.pruning import prune
+from ..engine.report import Report
 from ..evaluation.generation import write
-from ..evaluation.perplexity import Perplexity, perplexity
 from ..methods.base import Method
 from ..methods.registry import find_method
-from ..models.architecture import dense_weights, linears_of, model_name, restore
+from ..models.architecture import dense_weights, linears_of, restore
 from ..models.loading import load, locate
 from ..patterns import Pattern
 from ..runtime.files import INSTALLED
+from .experiment import Experiment
 from .tables import insert, markdown
 
 PROMPT = {
@@ -28,49 +26,60 @@ PROMPT = {
     "smollm2-135m": "The three most important things in life are",
 }
 TABLE_FILE, FIGURE_FILE = "demo.md", "demo.png"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Model, data and sizes that belong to every number of a comparison."""
-
-    model: str = "opt-mini"
-    corpus: str = "demo"
-    samples: int = 64  # calibration windows
-    seqlen: int = 256
-    windows: int = 64  # evaluation windows
+Setting = Experiment  # its name in notebook 00
+_DENSE = Report(  # what a pruning that does nothing would say
+    {"method": "dense", "dtype": "", "device": "", "versions": {}}, seconds={"total": 0.0}
+)
 
 
 def compare(
-    setting: Setting,
+    experiment: Experiment,
     methods: Iterable[str | Method],
     sparsities: Iterable[float | str],
     *,
     prompt: str = "",
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict]:
-    """Prune a model anew by every method at every sparsity. A table with one row each, dense first,
-    and the masks of one matrix by (method, sparsity), bool [r, c]."""
-    model, tokenizer = load(setting.model)
-    windows = calibration(tokenizer, setting.corpus, samples=setting.samples, seqlen=setting.seqlen)
-    text = tokens(tokenizer, setting.corpus)[: setting.windows * setting.seqlen]
+    """Prune a model anew by every method at every sparsity.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The model, the texts, and how much of them.
+    methods, sparsities : iterable
+        As `sl.prune` takes them.
+    prompt : str
+        What the models go on with, if anything.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    table : DataFrame
+        A row for each pruning and evaluation text, the dense model's first.
+    masks : dict
+        The mask of `shown_matrix` by (method, sparsity), bool [r, c].
+    """
+    model, tokenizer = load(experiment.model)
     weights = dense_weights(model)
-    measure = _Measure(model, tokenizer, text, setting, prompt, progress)
-    rows, masks = [measure.row("dense", 0.0, 0.0, 0.0)], {}
-    for sparsity in sparsities:
-        for method in map(find_method, methods):
-            restore(model, weights)
-            report = prune(model, windows, method=method, sparsity=sparsity, progress=progress)
-            rows.append(
-                measure.row(
-                    method.name,
-                    report.sparsity,
-                    report.error,
-                    report.seconds["total"],
-                    str(Pattern.parse(sparsity)),
-                )
-            )
-            masks[method.name, sparsity] = shown_matrix(model).weight.detach() != 0
+    rows, masks, dense = [], {}, {}
+
+    def measure(pattern: str, method: str, report: Report) -> None:
+        """Add rows of the model as it is now."""
+        writes = write(model, tokenizer, prompt) if prompt else ""
+        for text, ppl in experiment.perplexities(model, progress=progress).items():
+            base = dense.setdefault(text, ppl)
+            row = experiment.row(0, pattern, method, report, text, base, ppl)
+            row["text"] = f"{text}, {ppl.windows} x {ppl.seqlen}"
+            row["error"] = row.pop("output_error")
+            rows.append({**row, "losses": ppl.losses, "writes": writes})
+
+    measure("", "dense", _DENSE)
+    for sparsity, method in product(sparsities, [*map(find_method, methods)]):
+        restore(model, weights)
+        report = experiment.prune(model, 0, sparsity, method, progress)
+        measure(str(Pattern.parse(sparsity)), method.name, report)
+        masks[method.name, sparsity] = shown_matrix(model).weight.detach() != 0
     return pd.DataFrame(rows), masks
 
 
@@ -80,56 +89,18 @@ def shown_matrix(model: nn.Module) -> nn.Linear:
     return linears_of(model)[names[len(names) // 2]]
 
 
-@dataclass
-class _Measure:
-    model: nn.Module
-    tokenizer: object
-    text: torch.Tensor
-    setting: Setting
-    prompt: str
-    progress: bool
-    dense: Perplexity | None = None
-
-    def row(
-        self, method: str, sparsity: float, error: float, seconds: float, pattern: str = ""
-    ) -> dict:
-        """One row of the table, measured on the model as it is now."""
-        ppl = perplexity(self.model, self.text, seqlen=self.setting.seqlen, progress=self.progress)
-        self.dense = self.dense or ppl
-        loss, loss_stderr = ppl.ratio(self.dense)
-        return {
-            "model": model_name(self.model),
-            "text": f"{self.setting.corpus}, {ppl.windows} x {ppl.seqlen}",
-            "method": method,
-            "pattern": pattern,
-            "sparsity": sparsity,
-            "perplexity": float(ppl),
-            "stderr": ppl.stderr,
-            "log_ratio": loss,
-            "log_ratio_stderr": loss_stderr,
-            "error": error,
-            "seconds": seconds,
-            "losses": ppl.losses,
-            "writes": write(self.model, self.tokenizer, self.prompt) if self.prompt else "",
-        }
-
-
 def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) -> plt.Figure:
     """Perplexity against sparsity, and the masks of one matrix side by side."""
     shown = {method: mask for (method, s), mask in masks.items() if s == sparsity}
     with viz.style():
         canvas = plt.figure(figsize=(11, 3.4))
         left, right = canvas.subfigures(1, 2, width_ratios=[1, 1.5])
-        curve = left.subplots()
+        curve, axes = left.subplots(), right.subplots(1, len(shown), squeeze=False)[0]
         viz.sparsity_curve(curve, table)
         curve.set_title(f"{table.model[0]}, text: {table.text[0]} tokens", fontsize=10)
-        right.suptitle(
-            f"sparsity {sparsity}: a corner of fc1 or up_proj in the middle block, bright = kept",
-            fontsize=10,
-        )
-        for axis, (method, mask) in zip(
-            right.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-        ):
+        part = "a corner of fc1 or up_proj in the middle block, bright = kept"
+        right.suptitle(f"sparsity {sparsity}: {part}", fontsize=10)
+        for axis, (method, mask) in zip(axes, shown.items(), strict=True):
             viz.draw_mask(axis, mask, viz.LABELS[method], corner)
     return canvas
 
@@ -145,8 +116,8 @@ def demo(out: Path, readme: Path | None = None, quick: bool = False) -> None:
     if not quick:
         locate("smollm2-135m")  # what is missing is said before a minute has passed
     methods = ("magnitude", "wanda", "sparsegpt")
-    setting = Setting(samples=8, windows=8) if quick else Setting()
-    table, masks = compare(setting, methods, (0.5, 0.7), prompt=PROMPT["opt-mini"])
+    small = Experiment(samples=8, windows=8) if quick else Experiment()
+    table, masks = compare(small, methods, (0.5, 0.7), prompt=PROMPT["opt-mini"])
     everything = table if quick else pd.concat([table, _large()])
     text = markdown(everything)
     out.mkdir(parents=True, exist_ok=True)
@@ -163,10 +134,5 @@ def demo(out: Path, readme: Path | None = None, quick: bool = False) -> None:
 
 def _large() -> pd.DataFrame:
     """smollm2-135m, which takes six times as long: one method at one sparsity."""
-    table, _ = compare(
-        Setting("smollm2-135m", samples=16, windows=16),
-        ("sparsegpt",),
-        (0.5,),
-        prompt=PROMPT["smollm2-135m"],
-    )
-    return table
+    experiment = Experiment("smollm2-135m", samples=16, windows=16)
+    return compare(experiment, ("sparsegpt",), (0.5,), prompt=PROMPT[experiment.model])[0]

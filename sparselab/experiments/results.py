@@ -1,17 +1,19 @@
 """Recorded rows: one CSV file a sweep, which an interrupted run goes on with."""
 
-import os
+import csv
 import platform
-from collections.abc import Callable
-from io import BytesIO
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from pandas.api.types import is_numeric_dtype
 
 from ..data.corpora import CORPORA, sha256_of
 from ..errors import SparselabError
+from ..runtime.files import naming_file_errors, waiting_lock, write_whole
+
+WORDS = ("model", "calibration", "text", "method", "pattern", "layers_pruned", "settings")
 
 
 def machine() -> str:
@@ -26,17 +28,32 @@ def name_of(text: str) -> str:
 
 
 def complete_lines(file: Path) -> bytes:
-    """What a CSV file holds, without a last line that a killed run left unfinished; nothing where
-    there is no file."""
+    """What a CSV file holds, without a last line that was left unfinished; nothing where there is
+    no file, or nothing in it."""
     content = file.read_bytes() if file.exists() else b""
-    return content[: content.rfind(b"\n") + 1]
+    content = content[: content.rfind(b"\n") + 1]
+    return content if content.strip() else b""
 
 
 def read(file: Path) -> pd.DataFrame:
-    """A sweep's CSV; patterns are words, also where all of them look like numbers."""
+    """A sweep's CSV. Names and patterns are words, also where they look like numbers ('007',
+    'nan'); a row with fewer cells than the header was cut, and is left out."""
+    text = complete_lines(file).decode("utf8")
+    header, *rows = csv.reader(StringIO(text)) if text else [[]]
+    whole = [row for row in rows if len(row) >= len(header)]
+    content = StringIO()
+    csv.writer(content).writerows([header, *whole])
+    content.seek(0)
+    numbers = {name: ["", "nan", "NaN"] for name in header if name not in WORDS}
     try:
-        return pd.read_csv(BytesIO(complete_lines(file)), dtype={"pattern": str})
-    except ValueError as error:
+        return pd.read_csv(
+            content,
+            dtype=dict.fromkeys(WORDS, str),
+            na_values=numbers,
+            keep_default_na=False,
+            index_col=False,
+        )
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise SparselabError(
             f"{file} is not a whole table: {str(error).strip()}. Mend that line, or move the file"
             " away."
@@ -53,38 +70,37 @@ def read_from(table: pd.DataFrame, column: str, text: str, use: str) -> pd.Serie
 
 def rows_matching(table: pd.DataFrame, key: dict) -> pd.Series:
     """Where a table's rows carry the key, compared as text."""
-    if not {*key} <= {*table}:
+    lacking = sorted({*key} - {*table})
+    if lacking:
         raise SparselabError(
-            f"this table lacks the columns {', '.join(sorted({*key} - {*table}))}: it is of"
-            " something else. Choose another file."
+            f"this table lacks the columns {', '.join(lacking)}: it is of something else. Choose"
+            " another file."
         )
-    return (
-        table[list(key)].astype(str) == pd.Series({name: str(value) for name, value in key.items()})
-    ).all(axis=1)
+    found = pd.Series(True, table.index)
+    for name, value in key.items():
+        if is_numeric_dtype(table[name]):  # with one empty cell whole numbers are read as 4.0
+            found &= table[name] == pd.to_numeric(str(value), errors="coerce")
+        else:
+            found &= table[name].astype(str) == str(value)
+    return found
 
 
 def append(file: Path, rows: list[dict]) -> None:
-    """Add rows to a CSV file; if it is there, its columns are kept, and the rows must have them."""
-    table, lines = pd.DataFrame(rows), complete_lines(file)
-    columns = [*pd.read_csv(BytesIO(lines), nrows=0)] if lines else [*table]
-    if not {*columns} <= {*table}:
-        raise SparselabError(
-            f"{file} was written with other columns than these rows have. Move it away, or choose"
-            " another file."
-        )
-    if file.exists():
-        os.truncate(file, len(lines))
-    table[columns].to_csv(file, mode="a", header=not lines, index=False)
-
-
-def load_or_compute(
-    file: Path, keys: list[dict], make: Callable[[dict], list[dict]], progress: bool
-) -> pd.DataFrame:
-    """The rows of a CSV file that carry one of the keys; what is missing is made, a key at a time,
-    and added."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for key in tqdm(keys, desc=file.stem, unit="run", disable=not progress):
-        if not file.exists() or not rows_matching(read(file), key).any():
-            append(file, [{**key, **row} for row in make(key)])
-    table = read(file)
-    return table[pd.concat([rows_matching(table, key) for key in keys], axis=1).any(axis=1)]
+    """Add rows to a CSV file, all or none; if it is there, its columns are kept, and the rows must
+    have them. Several processes may add to one file."""
+    table = pd.DataFrame(rows)
+    with (
+        naming_file_errors(
+            f"the rows cannot be added to {file}", "No row was lost; repeat the call."
+        ),
+        waiting_lock(file.parent),
+    ):
+        lines = complete_lines(file)
+        columns = next(csv.reader([lines.decode("utf8").splitlines()[0]])) if lines else [*table]
+        if not {*columns} <= {*table}:
+            raise SparselabError(
+                f"{file} was written with other columns than these rows have. Move it away, or"
+                " choose another file."
+            )
+        more = table[columns].to_csv(header=not lines, index=False)
+        write_whole(file, lines + more.encode("utf8"))

@@ -26,14 +26,8 @@ RECORDED = {
     "published_loop.csv": "The released loop with one change (three seeds)",
     "dsnot.csv": "DSnoT by its published switches (three seeds)",
 }
-SETTING = [
-    "model",
-    "calibration",
-    "samples",
-    "seqlen",
-    "text",
-    "windows",
-]  # what a table must not mix
+# What a table must not mix.
+SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]
 DIGITS, SHARE_DIGITS = 3, 2  # what survives a change of machine, or nearly
 SEEDS = "seeds.csv"  # few cells, three seeds: what claims rest on
 
@@ -58,23 +52,21 @@ def _shares_of(excess: pd.DataFrame, base: str) -> pd.DataFrame:
 def page(folder: Path, texts: int | None = None) -> str:
     """The tables of a folder of sweeps, those there are: the first so many texts of each (None:
     all), then the seeds."""
-    files = {folder / name: title for name, title in RECORDED.items() if (folder / name).exists()}
-    parts = ["\n\n".join([f"### {title}", *by_text(file)[:texts]]) for file, title in files.items()]
-    seeds = folder / SEEDS
-    return "\n\n".join(
-        [*parts, f"### Three calibration seeds\n\n{by_seed(seeds)}"] if seeds.exists() else parts
-    )
+    parts = []
+    for name, title in RECORDED.items():
+        if (folder / name).exists():
+            parts += [f"### {title}", *by_text(folder / name)[:texts]]
+    if (folder / SEEDS).exists():
+        parts += ["### Three calibration seeds", by_seed(folder / SEEDS)]
+    return "\n\n".join(parts)
 
 
 def by_text(file: Path) -> list[str]:
     """For each text of a sweep the perplexities by method and pattern, the lowest of a pattern
     bold, in brackets the excess log-perplexity as a share of SparseGPT's."""
-    table = read(file)
-    return [
-        f"{_caption(rows)}; in brackets the excess log-perplexity over dense as a share of"
-        f" SparseGPT's\n\n{_cells(rows)}"
-        for _, rows in table.groupby(SETTING, sort=False)
-    ]
+    measure = "in brackets the excess log-perplexity over dense as a share of SparseGPT's"
+    parts = read(file).groupby(SETTING, sort=False)
+    return [f"{_caption(rows)}; {measure}\n\n{_cells(rows)}" for _, rows in parts]
 
 
 def by_seed(file: Path) -> str:
@@ -85,22 +77,22 @@ def by_seed(file: Path) -> str:
     excess = table.groupby([*keys, "seed", "method"], sort=False).excess.mean().unstack("method")
     shares = _shares_of(excess, BASE).drop(columns=BASE)
     methods = [method for method in table.method.unique() if method in shares]
-    lines = [
-        (
-            "Excess log-perplexity over dense as a share of SparseGPT's with the same calibration;"
-            f" mean, and lowest to highest of the seeds; {made_on(table)}"
-        ),
-        "",
-        f"| model | calibration | text | pattern | seeds | {' | '.join(methods)} |",
-        "|---" * (len(methods) + 5) + "|",
-    ]
-    for (model, calibration, samples, seqlen, text, windows, pattern), rows in shares.groupby(
-        keys, sort=False
-    ):
-        cells = [_spread(rows[method]) for method in methods]
-        setting = f"{samples} x {seqlen} of {calibration} | {text}, {windows} windows"
-        lines.append(f"| {model} | {setting} | {pattern} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [["model", "calibration", "text", "pattern", "seeds", *methods]]
+    for setting, rows in shares.groupby(keys, sort=False):
+        model, calibration, samples, seqlen, text, windows, pattern = setting
+        windows_of = [f"{samples} x {seqlen} of {calibration}", f"{text}, {windows} windows"]
+        spreads = [_spread(rows[method]) for method in methods]
+        lines.append([model, *windows_of, pattern, len(rows), *spreads])
+    return (
+        "Excess log-perplexity over dense as a share of SparseGPT's with the same calibration;"
+        f" mean, and lowest to highest of the seeds; {made_on(table)}\n\n{_table(lines)}"
+    )
+
+
+def _table(rows: list[list]) -> str:
+    """Rows of cells as Markdown, the first as the head."""
+    head, *body = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
 def significant(value: float, digits: int) -> str:
@@ -113,10 +105,10 @@ def significant(value: float, digits: int) -> str:
 
 
 def _spread(values: pd.Series) -> str:
-    mean, low, high = (
-        significant(x, SHARE_DIGITS) for x in (values.mean(), values.min(), values.max())
-    )
-    return f"{mean} ({low} to {high})" if values.notna().any() else ""
+    if values.isna().all():
+        return ""
+    ends = (values.mean(), values.min(), values.max())
+    return "{} ({} to {})".format(*[significant(end, SHARE_DIGITS) for end in ends])
 
 
 def _caption(rows: pd.DataFrame) -> str:
@@ -131,13 +123,10 @@ def _caption(rows: pd.DataFrame) -> str:
 def made_on(rows: pd.DataFrame) -> str:
     """On which machine and when rows were made, as they say: processor, threads, torch, first and
     last day."""
-    kinds = "; ".join(
-        sorted(
-            {_setting_of(row.machine, row.threads, row.torch_version) for row in rows.itertuples()}
-        )
-    )
+    kinds = rows[["machine", "threads", "torch_version"]].drop_duplicates()
+    made = sorted(_setting_of(*kind) for kind in kinds.itertuples(index=False))
     days = " to ".join(sorted({rows.date.min(), rows.date.max()}))
-    return f"made on {kinds}, {days}"
+    return f"made on {'; '.join(made)}, {days}"
 
 
 def _setting_of(name: str, threads: int, version: str) -> str:
@@ -147,11 +136,10 @@ def _setting_of(name: str, threads: int, version: str) -> str:
 def _cells(rows: pd.DataFrame) -> str:
     means = rows.groupby(["method", "pattern"], sort=False)[["perplexity", "excess"]].mean()
     patterns = sorted(rows.pattern.unique(), key=lambda pattern: Pattern.parse(pattern).sparsity)
-    lines = [f"| method | {' | '.join(patterns)} |", "|---" * (len(patterns) + 1) + "|"]
+    lines = [["method", *patterns]]
     for method in rows.method.unique():
-        cells = [_cell(means, method, pattern) for pattern in patterns]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([method, *[_cell(means, method, pattern) for pattern in patterns]])
+    return _table(lines)
 
 
 def _cell(means: pd.DataFrame, method: str, pattern: str) -> str:
@@ -160,36 +148,32 @@ def _cell(means: pd.DataFrame, method: str, pattern: str) -> str:
     value, excess = means.loc[(method, pattern)]
     base = means.excess.get((BASE, pattern), float("nan"))
     bold = "**" if value == means.perplexity.xs(pattern, level="pattern").min() else ""
-    share = (
-        f" ({significant(excess / base, SHARE_DIGITS)})" if base > 0.02 else ""
-    )  # of next to nothing none is meant
-    return f"{bold}{significant(value, DIGITS)}{bold}{share}"
+    cell = f"{bold}{significant(value, DIGITS)}{bold}"
+    if base > 0.02:  # a share of next to nothing says nothing
+        cell += f" ({significant(excess / base, SHARE_DIGITS)})"
+    return cell
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: every number with model, text, window length and sparsity, and where
-    all were made."""
-    lines = [
-        (
-            "| model | evaluation text | method | zeros | perplexity | against dense (log, paired)"
-            " | output error | seconds |"
-        ),
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """A comparison's table as Markdown: every number with model, text, window length and sparsity,
+    and where all were made."""
+    paired = "against dense (log, paired)"
+    names = ["model", "evaluation text", "method", "zeros", "perplexity", paired]
+    lines = [[*names, "output error", "seconds"]]
     for row in table.itertuples():
-        paired = "" if row.method == "dense" else rounded(row.log_ratio, row.log_ratio_stderr, "+")
-        error = "" if row.method == "dense" else f"{row.error:.2f}"
-        seconds = "" if row.method == "dense" else f"{row.seconds:.0f}"
-        lines.append(
-            f"| {row.model} | {row.text} | {viz.LABELS[row.method]} | {row.sparsity:.1%} | "
-            f"{rounded(row.perplexity, row.stderr)} | {paired} | {error} | {seconds} |"
-        )
-    lines.append(
-        f"\nMade on {_setting_of(machine(), torch.get_num_threads(), torch.__version__)},"
-        f" {datetime.date.today().isoformat()}. On other processors a few masks flip: numbers"
-        " differ by about their errors, and the order stays."
+        cells = [row.model, row.text, viz.LABELS[row.method], f"{row.sparsity:.1%}"]
+        cells.append(rounded(row.perplexity, row.stderr))
+        if row.method == "dense":
+            cells += ["", "", ""]
+        else:
+            cells.append(rounded(row.excess, row.excess_stderr, "+"))
+            cells += [f"{row.error:.2f}", f"{row.seconds:.0f}"]
+        lines.append(cells)
+    here = _setting_of(machine(), torch.get_num_threads(), torch.__version__)
+    return (
+        f"{_table(lines)}\n\nMade on {here}, {datetime.date.today().isoformat()}. On other"
+        " processors a few masks flip: numbers differ by about their errors, and the order stays."
     )
-    return "\n".join(lines)
 
 
 def rounded(value: float, error: float, sign: str = "") -> str:
@@ -203,9 +187,8 @@ def rounded(value: float, error: float, sign: str = "") -> str:
 def insert(readme: Path, text: str, command: str = "readme") -> None:
     """Put a text between the markers that name its command, `make readme`."""
     begin = BEGIN.format(command)
-    head, found, rest = (readme.read_text(encoding="utf8") if readme.is_file() else "").partition(
-        begin
-    )
+    content = readme.read_text(encoding="utf8") if readme.is_file() else ""
+    head, found, rest = content.partition(begin)
     if not found or END not in rest:
         raise SparselabError(
             f"{readme} holds no lines {begin} and {END} to put the text between. Write them where"

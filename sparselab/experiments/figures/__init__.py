@@ -15,6 +15,7 @@ import pandas as pd
 
 from ...errors import SparselabError, did_you_mean
 from ...runtime.files import figure_tables, start_table
+from ...viz import style
 from ..profiles import PROFILES, Profile
 from .ablations import ABLATIONS
 from .convergence import convergence_table, draw_convergence
@@ -25,8 +26,8 @@ from .weights import draw_weights, weights_table
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure's table is made, kept in a CSV file and resumed, and how it is drawn and
-    described."""
+    """How a figure's table is made, kept in a CSV file and resumed, and how it is drawn, in the
+    style of `viz`, and described."""
 
     table: Callable[[Profile, Path, bool], pd.DataFrame]
     draw: Callable[[pd.DataFrame], tuple[plt.Figure, str]]
@@ -49,14 +50,35 @@ def figure(
     progress: bool = True,
     **changes,
 ) -> tuple[pd.DataFrame, plt.Figure, str]:
-    """A figure by name: its table, the drawing, and a sentence that describes it
-    (`sl.viz.show(drawing, sentence)`).
+    """A figure by name.
 
-    profile: 'mini' (opt-mini, minutes on a CPU), 'small' (smollm2-135m), 'paper' (128 x 2048 tokens
-    of C4, whole texts), or a Profile; changes: any of its fields, such as model='facebook/opt-1.3b'
-    or layers='first half'. folder: where the table is kept, as NAME-MODEL.csv; rows that are there
-    are not made again. None: bench/figures of a checkout; from an installed wheel sparselab-figures
-    in the working folder, begun with the rows that ship with the package.
+    Parameters
+    ----------
+    name : str
+        One of `FIGURES`.
+    profile : str or Profile
+        'mini' (opt-mini, minutes on a CPU), 'small' (smollm2-135m), or 'paper' (128 x 2048 tokens
+        of C4, whole texts).
+    folder : str or Path, optional
+        Where the table is kept, as NAME-MODEL.csv; rows that are there are not made again. Default:
+        bench/figures of a checkout; from an installed wheel sparselab-figures in the working
+        folder, begun with the rows that ship with the package.
+    progress : bool
+        Show progress bars.
+    **changes
+        Other fields of the profile, such as model='facebook/opt-1.3b' or layers='first half'.
+
+    Returns
+    -------
+    table : DataFrame
+    drawing : matplotlib Figure
+    sentence : str
+        It describes the drawing: `sl.viz.show(drawing, sentence)`.
+
+    Raises
+    ------
+    SparselabError
+        For a name that is not there, and where the table is of something else.
     """
     if name not in FIGURES:
         raise SparselabError(f"unknown figure {name!r}.{did_you_mean(name, FIGURES)}")
@@ -71,6 +93,7 @@ def figure(
     if folder is None:
         start_table(file)
     table = FIGURES[name].table(chosen, file, progress)
-    drawing, sentence = FIGURES[name].draw(table)
+    with style():
+        drawing, sentence = FIGURES[name].draw(table)
     plt.close(drawing)  # or a notebook would show it once more, by itself
     return table, drawing, sentence

@@ -7,14 +7,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ... import viz
-from ...data.calibration import calibration
-from ...engine.pruning import prune
-from ...methods.registry import named_method
-from ...models.architecture import dense_weights, family_of, linears_of, restore
+from ...models.architecture import dense_weights, linears_of, restore
 from ...models.loading import load
-from ..profiles import Profile, base, provenance, title_of
-from ..results import load_or_compute
+from ...viz import label_of
+from ..profiles import Profile
+from ..sweep import jobs_of
+from .drawing import look_of, title_of
 
 BINS = torch.linspace(-5, 5, 102)  # in standard deviations of the dense matrix
 GROUPS = 20  # by |dense weight|, from the smallest to the largest
@@ -25,117 +23,75 @@ def weights_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     dense matrix), and the share kept of each twentieth of the dense weights by size; all pruned
     matrices together, each in its own scale.
     """
-    model, tokenizer = load(profile.model)
-    weights, seed = dense_weights(model), profile.seeds[0]
-    windows = calibration(
-        tokenizer, profile.corpus, samples=profile.samples, seqlen=profile.seqlen, seed=seed
-    )
+    model, _ = load(profile.model)
+    weights = dense_weights(model)
 
-    def make(key: dict) -> list[dict]:
+    def make(job: dict) -> list[dict]:
         restore(model, weights)
-        method = named_method(key["method"], family_of(model).name)
-        report = prune(
-            model,
-            windows,
-            method=method,
-            sparsity=profile.sparsity,
-            layers=profile.layers,
-            progress=False,
-        )
-        protocol = provenance(profile, report, model)
-        pruned = [row.name for row in report.rows]
-        return [
-            {**row, **protocol}
-            for row in distribution(
-                {name: weights[name] for name in pruned},
-                {name: linears_of(model)[name].weight for name in pruned},
-            )
-        ]
+        report = profile.prune(model, **job)
+        protocol, linears = profile.row(**job, report=report, model=model), linears_of(model)
+        names = [row.name for row in report.rows]
+        dense = {name: weights[name] for name in names}
+        pruned = {name: linears[name].weight for name in names}
+        return [{**protocol, **row} for row in distribution(dense, pruned)]
 
-    keys = [
-        {
-            **base(profile),
-            "layers_pruned": profile.layers or "all",
-            "pattern": profile.sparsity,
-            "method": method,
-            "seed": seed,
-        }
-        for method in profile.methods
-        if method.partition(":")[0] not in ("dsnot", "swaps")
-    ]
-    return load_or_compute(file, keys, make, progress)
+    moved = ("dsnot", "swaps")  # the masks of others
+    methods = [name for name in profile.methods if name.partition(":")[0] not in moved]
+    jobs = jobs_of(profile.seeds[:1], [profile.sparsity], methods)
+    return profile.resume(file, jobs, make, progress)
 
 
 def distribution(dense: dict[str, Tensor], pruned: dict[str, Tensor]) -> list[dict]:
     """Rows of quantity ('dense', 'pruned': share of weights in a bin; 'kept': share kept), x and y,
     from weights [r, c]."""
-    sums = {
-        "dense": torch.zeros(len(BINS) - 1),
-        "pruned": torch.zeros(len(BINS) - 1),
-        "kept": torch.zeros(GROUPS),
-    }
+    bins = (BINS[1:] + BINS[:-1]) / 2
+    places = (torch.arange(GROUPS, dtype=torch.float64) + 0.5) / GROUPS
+    x_of = {"dense": bins, "pruned": bins, "kept": places}
+    y_of = {quantity: torch.zeros(len(x)) for quantity, x in x_of.items()}
     for name, before in dense.items():
         before, after = before.detach().float().cpu(), pruned[name].detach().float().cpu()
         scale = before.std().item()
         for quantity, weight in (("dense", before), ("pruned", after)):
             inside = (weight[weight != 0] / scale).clamp(BINS[0], BINS[-1])
-            sums[quantity] += torch.histogram(inside, BINS).hist / before.numel() / len(dense)
-        kept = (after != 0).flatten()[before.abs().flatten().argsort()]
-        sums["kept"] += torch.stack(
-            [part.float().mean() for part in kept.tensor_split(GROUPS)]
-        ) / len(dense)
-    centres = {"kept": [(place + 0.5) / GROUPS for place in range(GROUPS)]}
-    bins = ((BINS[1:] + BINS[:-1]) / 2).tolist()
-    return [
-        {"quantity": quantity, "x": round(x, 4), "y": round(y, 8)}
-        for quantity, values in sums.items()
-        for x, y in zip(centres.get(quantity, bins), values.tolist(), strict=True)
-    ]
+            y_of[quantity] += torch.histogram(inside, BINS).hist / before.numel() / len(dense)
+        kept = (after != 0).flatten()[before.abs().flatten().argsort()].float()
+        shares = [part.mean() for part in kept.tensor_split(GROUPS)]
+        y_of["kept"] += torch.stack(shares) / len(dense)
+    rows = []
+    for quantity, centres in x_of.items():
+        for x, y in zip(centres.tolist(), y_of[quantity].tolist(), strict=True):
+            rows.append({"quantity": quantity, "x": round(x, 4), "y": round(y, 8)})
+    return rows
 
 
 def draw_weights(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     """Outlines of the distributions on one scale, and the share kept against the size in the dense
     model."""
-    with viz.style():
-        canvas, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-        dense = table[(table.quantity == "dense") & (table.method == table.method.iloc[0])]
-        left.fill_between(dense.x, dense.y, step="mid", color="#cccccc", label="dense")
-        for name, rows in table.groupby("method", sort=False):
-            colour, marker, line = viz.style_of(name)
-            part, kept = rows[rows.quantity == "pruned"], rows[rows.quantity == "kept"]
-            left.step(
-                part.x, part.y, where="mid", color=colour, linestyle=line, label=viz.label_of(name)
-            )
-            right.plot(
-                100 * kept.x,
-                100 * kept.y,
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                markersize=4,
-                label=viz.label_of(name),
-            )
-        left.set(
-            xlabel="weight, in standard deviations of the dense matrix (at ±5 all beyond)",
-            yscale="log",
-            ylabel="share of the weights",
-            title="before (grey) and after",
-        )
-        right.set(
-            xlabel="place by |weight| in the dense model (%)",
-            ylabel="kept (%)",
-            title="which keep their place",
-        )
-        right.legend(fontsize=8)
-        canvas.suptitle(f"{title_of(table)}, sparsity {table.pattern.iloc[0]}", fontsize=10)
-    largest = table[
-        (table.quantity == "kept") & (table.x == table[table.quantity == "kept"].x.max())
-    ]
-    kept = ", ".join(f"{viz.label_of(row.method)} {row.y:.1%}" for row in largest.itertuples())
-    return (
-        canvas,
-        (
-            f"weights before and after pruning to {table.pattern.iloc[0]}, {title_of(table)}; of"
-            f" the twentieth with the largest dense weights is kept: {kept}."
-        ),
+    canvas, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    dense = table[(table.quantity == "dense") & (table.method == table.method.iloc[0])]
+    left.fill_between(dense.x, dense.y, step="mid", color="#cccccc", label="dense")
+    largest = []
+    for name, rows in table.groupby("method", sort=False):
+        look = {**look_of(name), "fillstyle": "full", "markersize": 4}
+        part, kept = rows[rows.quantity == "pruned"], rows[rows.quantity == "kept"]
+        left.step(part.x, part.y, where="mid", **{**look, "marker": ""})
+        right.plot(100 * kept.x, 100 * kept.y, **look)
+        largest.append(f"{label_of(name)} {kept.y.iloc[kept.x.argmax()]:.1%}")
+    left.set(
+        title="before (grey) and after",
+        xlabel="weight, in standard deviations of the dense matrix (at ±5 all beyond)",
+        ylabel="share of the weights",
+        yscale="log",
+    )
+    right.set(
+        title="which keep their place",
+        xlabel="place by |weight| in the dense model (%)",
+        ylabel="kept (%)",
+    )
+    right.legend(fontsize=8)
+    sparsity = table.pattern.iloc[0]
+    canvas.suptitle(f"{title_of(table)}, sparsity {sparsity}", fontsize=10)
+    return canvas, (
+        f"weights before and after pruning to {sparsity}, {title_of(table)}; of the twentieth with"
+        f" the largest dense weights is kept: {', '.join(largest)}."
     )
