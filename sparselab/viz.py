@@ -40,11 +40,7 @@ LABELS = {
     "dense": "dense",
     "global": "global",
 }
-FILLS = {
-    "": "full",
-    "wanda": "left",
-    "sparsegpt": "bottom",
-}  # of a method's variants; others are hollow
+FILLS = {"": "full", "wanda": "left", "sparsegpt": "bottom"}  # of variants; others are hollow
 RC = {
     "figure.dpi": 110,
     "font.size": 10,
@@ -84,9 +80,15 @@ def style():
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure in a notebook and print its description, which readers without the picture
-    read and nbval compares (it never compares pixels). alt: the data in one sentence, with its
-    numbers."""
+    """Display a figure in a notebook and print its description.
+
+    Parameters
+    ----------
+    figure : Figure
+    alt : str
+        The data in one sentence, with its numbers: readers without the picture read it, and nbval
+        compares it (it never compares pixels).
+    """
     from IPython.display import display
 
     display(figure, metadata={"image/png": {"alt": alt}})
@@ -95,23 +97,21 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
-    """Perplexity against sparsity, one line a method, from rows with method, sparsity, perplexity,
-    stderr."""
+    """Perplexity against sparsity, one line a method.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    table : DataFrame
+        Columns method, sparsity (a share), perplexity, stderr; one row of the method 'dense'.
+    """
     dense = table[table.method == "dense"].iloc[0]
     axes.axhline(dense.perplexity, color="black", linestyle=":", label="dense")
     for name, rows in table[table.method != "dense"].groupby("method", sort=False):
-        colour, marker, line = STYLES[name]
-        x = [0, *(100 * rows.sparsity)]
-        axes.errorbar(
-            x,
-            [dense.perplexity, *rows.perplexity],
-            [dense.stderr, *rows.stderr],
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            capsize=3,
-            label=LABELS[name],
-        )
+        x, y = [0, *(100 * rows.sparsity)], [dense.perplexity, *rows.perplexity]
+        errors = [dense.stderr, *rows.stderr]
+        axes.errorbar(x, y, errors, capsize=3, label=LABELS[name], **_line_style(*STYLES[name]))
     axes.set(xlabel="zeros (%)", ylabel="perplexity", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:.0f}")
@@ -119,13 +119,24 @@ def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
     axes.legend()
 
 
+def _line_style(colour: str, marker: str, line: str) -> dict[str, str]:
+    return {"color": colour, "marker": marker, "linestyle": line}
+
+
 def masks(masks_by_name: dict[str, Tensor], *, corner: int = 32, title: str = "") -> Figure:
-    """Masks of the same matrix side by side (bright = kept), the upper left corner; bool [r, c]
-    each."""
+    """Masks of the same matrix side by side; bright is kept.
+
+    Parameters
+    ----------
+    masks_by_name : dict of bool Tensor of shape (r, c)
+        Masks by the name of their method.
+    corner : int
+        How many rows and columns of the upper left corner to show.
+    title : str
+    """
+    count = len(masks_by_name)
     with style():
-        figure, axes = plt.subplots(
-            1, len(masks_by_name), figsize=(2.4 * len(masks_by_name), 2.8), squeeze=False
-        )
+        figure, axes = plt.subplots(1, count, figsize=(2.4 * count, 2.8), squeeze=False)
         for axis, (name, mask) in zip(axes[0], masks_by_name.items(), strict=True):
             draw_mask(axis, mask, LABELS.get(name, name), corner)
         figure.suptitle(title)
@@ -136,14 +147,8 @@ def draw_mask(axis: Axes, mask: Tensor, title: str, corner: int = 32) -> None:
     """One mask's upper left corner, bright = kept."""
     part = mask[:corner, :corner].cpu()
     axis.imshow(part.float().numpy(), vmin=0, vmax=1, interpolation="nearest")
-    axis.set(
-        title=f"{title}: {part.float().mean():.0%} kept",
-        xticks=[],
-        yticks=[],
-        xlabel="inputs",
-        ylabel="outputs",
-    )
-    axis.title.set_fontsize(9)
+    axis.set_title(f"{title}: {part.float().mean():.0%} kept", fontsize=9)
+    axis.set(xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
     axis.grid(False)
 
 
@@ -164,9 +169,24 @@ def numbers(
     columns: list[str] | None = None,
     by_row: bool = False,
 ) -> None:
-    """A small matrix with its numbers in the cells: colour by absolute value, pruned cells (mask
-    False) struck out and white, highlighted ones framed. rows, columns: names at the left and
-    below; by_row: a colour scale for each row.
+    """A small matrix with its numbers in the cells, coloured by absolute value.
+
+    Parameters
+    ----------
+    axis : Axes
+        Where to draw.
+    matrix : Tensor of shape (r, c)
+    title : str
+    mask : bool Tensor of shape (r, c), optional
+        Cells where it is False are white and crossed out: they are pruned.
+    highlight : bool Tensor of shape (r, c), optional
+        Cells to frame.
+    digits : int
+        After the decimal point.
+    rows, columns : list of str, optional
+        Names at the left and below.
+    by_row : bool
+        A colour scale for each row.
     """
     matrix = matrix.detach().cpu().float()
     shown = matrix.abs() if mask is None else matrix.abs() * mask
@@ -177,13 +197,11 @@ def numbers(
         places.append((column, row))
         kept = mask is None or bool(mask[row, column])
         words.append(_outline(f"{value:.{digits}f}" if kept else "×"))
-        colours.append("#999999" if not kept else "white" if shade[row, column] > 0.75 else "black")
+        on_kept = "white" if shade[row, column] > 0.75 else "black"
+        colours.append(on_kept if kept else "#999999")
         if highlight is not None and bool(highlight[row, column]):
-            axis.add_patch(
-                plt.Rectangle(
-                    (column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2
-                )
-            )
+            corner, frame = (column - 0.47, row - 0.47), {"edgecolor": "#D55E00", "lw": 2}
+            axis.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, **frame))
     _write(axis, words, places, colours)
     for row, name in enumerate(rows or []):  # texts are quicker to draw than ticks are
         axis.text(-0.6, row, name, ha="right", va="center", fontsize=9)
@@ -201,26 +219,20 @@ def _write(
     letters = PathCollection(
         words, offsets=places, offset_transform=axis.transData, facecolors=colours, linewidths=0
     )
-    letters.set_transform(
-        Affine2D().scale(1 / 72) + axis.figure.dpi_scale_trans
-    )  # outlines are in points
+    in_points = Affine2D().scale(1 / 72)
+    letters.set_transform(in_points + axis.figure.dpi_scale_trans)
     axis.add_collection(letters, autolim=False)
 
 
 def _outline(word: str, size: float = 9) -> Path:
     """A word's outline in points around (0, 0), put together from its letters'."""
     letters = [_letter(letter, size) for letter in word]
-    ends = np.cumsum([width for _, width in letters])
-    left = [
-        (end - width - ends[-1] / 2, -0.36 * size)
-        for (_, width), end in zip(letters, ends, strict=True)
-    ]
-    return Path(
-        np.concatenate(
-            [outline.vertices + start for (outline, _), start in zip(letters, left, strict=True)]
-        ),
-        np.concatenate([outline.codes for outline, _ in letters]),
-    )
+    left, vertices, codes = -sum(width for _, width in letters) / 2, [], []
+    for outline, width in letters:
+        vertices.append(outline.vertices + (left, -0.36 * size))
+        codes.append(outline.codes)
+        left += width
+    return Path(np.concatenate(vertices), np.concatenate(codes))
 
 
 @lru_cache(maxsize=256)
@@ -247,19 +259,26 @@ def matrices(
     highlight: Tensor | None = None,
     size: tuple[float, float] = (9, 2.7),
 ) -> Figure:
-    """Small matrices by title, side by side with their numbers. masks: one for each panel, None
-    where nothing is pruned; highlight: frames in every panel; size: inches."""
+    """Small matrices side by side, with their numbers.
+
+    Parameters
+    ----------
+    panels : dict of Tensor of shape (r, c)
+        Matrices by title.
+    masks : list of bool Tensor or None, optional
+        One for each panel, None where nothing is pruned.
+    highlight : bool Tensor, optional
+        Cells to frame in every panel.
+    size : (float, float)
+        Inches.
+    """
+    widths = [matrix.shape[1] for matrix in panels.values()]
+    masks = masks or [None] * len(panels)
     with style():
         figure, axes = plt.subplots(
-            1,
-            len(panels),
-            figsize=size,
-            squeeze=False,
-            width_ratios=[matrix.shape[1] for matrix in panels.values()],
+            1, len(panels), figsize=size, squeeze=False, width_ratios=widths
         )
-        for axis, (title, matrix), mask in zip(
-            axes[0], panels.items(), masks or [None] * len(panels), strict=True
-        ):
+        for axis, (title, matrix), mask in zip(axes[0], panels.items(), masks, strict=True):
             whole = bool((matrix == matrix.round()).all())
             numbers(axis, matrix, title, mask=mask, highlight=highlight, digits=0 if whole else 1)
     return figure
@@ -274,41 +293,49 @@ def lines(
     ylabel: str = "",
     log: bool = False,
 ) -> None:
-    """One line a method, in the methods' styles: errors by block, losses by epoch. Unknown names
-    take grey styles."""
+    """One line a method, in the methods' styles, such as errors by block or losses by epoch.
+
+    Parameters
+    ----------
+    axis : Axes
+        Where to draw.
+    series : dict of list of float
+        Values by method; names that are no methods take grey styles.
+    x : list, optional
+        Default: 0, 1, 2, ...
+    xlabel, ylabel : str
+    log : bool
+        A logarithmic scale.
+    """
     for place, (name, values) in enumerate(series.items()):
-        colour, marker, line = STYLES.get(
-            name, (f"{0.2 + 0.15 * place:.2f}", "o^sDv"[place % 5], "-")
-        )
-        axis.plot(
-            range(len(values)) if x is None else x,
-            values,
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            markersize=5,
-            label=LABELS.get(name, name),
-        )
+        grey = f"{0.2 + 0.15 * place:.2f}", "o^sDv"[place % 5], "-"
+        style_of_line = _line_style(*STYLES.get(name, grey))
+        places = range(len(values)) if x is None else x
+        axis.plot(places, values, markersize=5, label=LABELS.get(name, name), **style_of_line)
     axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     axis.legend(fontsize=9)
 
 
 def histogram(axis: Axes, weights: dict[str, Tensor], *, bins: int = 81, title: str = "") -> None:
-    """Weight distributions as outlines on one scale, zeros left out; the first entry, filled, is
-    the one to compare with."""
+    """Distributions of weights on one scale, without the zeros.
+
+    Parameters
+    ----------
+    axis : Axes
+        Where to draw.
+    weights : dict of Tensor
+        Weights by method. The first, filled, is the one to compare with; the others are outlines.
+    bins : int
+    title : str
+    """
     top = max(weight.abs().max().item() for weight in weights.values())
     for place, (name, weight) in enumerate(weights.items()):
         values = weight[weight != 0].flatten().detach().cpu().float().numpy()
         colour, _, line = STYLES.get(name, ("#666666", "", "-"))
-        axis.hist(
-            values,
-            bins=bins,
-            range=(-top, top),
-            histtype="stepfilled" if place == 0 else "step",
-            linewidth=1.5,
-            color="#cccccc" if place == 0 else colour,
-            linestyle="-" if place == 0 else line,
-            label=LABELS.get(name, name),
-        )
+        drawn = {"histtype": "step", "color": colour, "linestyle": line}
+        if place == 0:
+            drawn = {"histtype": "stepfilled", "color": "#cccccc", "linestyle": "-"}
+        label = LABELS.get(name, name)
+        axis.hist(values, bins=bins, range=(-top, top), linewidth=1.5, label=label, **drawn)
     axis.set(xlabel="weight", ylabel="count", title=title, yscale="log")
     axis.legend(fontsize=9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sparselab as sl
-from sparselab.data.calibration import _encode
+from sparselab.data.tokenising import encode
 from sparselab.models.architecture import restore
 
 
@@ -35,9 +35,9 @@ def test_the_methods_rank_on_held_out_books(shared_data):
         pytest.skip("needs the books, which are not part of the project")
     _, tokenizer = sl.load("opt-mini")
     with lzma.open(shared_data / "books-train.txt.xz", "rt", encoding="utf8") as file:
-        train = _encode(tokenizer, file.read(2_000_000))
+        train = encode(tokenizer, file.read(2_000_000))
     with lzma.open(shared_data / "books-heldout.txt.xz", "rt", encoding="utf8") as file:
-        held = _encode(tokenizer, file.read(200_000))
+        held = encode(tokenizer, file.read(200_000))
     starts = torch.randint(0, len(train) - 256, (64,), generator=torch.Generator().manual_seed(0))
     calibration = torch.stack([train[s : s + 256] for s in starts])
     assert min(gaps(calibration, held[: 64 * 256])) > 5

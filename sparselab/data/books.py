@@ -9,6 +9,7 @@ its source with the sha256 of its bytes.
 import csv
 import hashlib
 import http.client
+import itertools
 import lzma
 import re
 import shutil
@@ -31,25 +32,10 @@ FILES = {"train": "books-train.txt.xz", "heldout": "books-heldout.txt.xz"}
 # emphasis.
 BEFORE = re.compile(r"^\*{3} ?START OF.*$", re.M)
 AFTER = re.compile(r"^(\*{3} ?END OF|End of .*Project Gutenberg).*", re.M)
-NOTE, DOTS, DASHES = (
-    re.compile(r"\[(Illustration|\d)[^\]]*\]"),
-    re.compile(r"\.{4,}"),
-    re.compile(r"-{3,}"),
-)
-PLAIN = str.maketrans(
-    {
-        "“": '"',
-        "”": '"',
-        "‘": "'",
-        "’": "'",
-        "—": "--",
-        "–": "-",
-        "…": "...",
-        "_": "",
-        "*": "",
-        "\ufeff": "",
-    }
-)
+NOTE = re.compile(r"\[(Illustration|\d)[^\]]*\]")
+DOTS, DASHES = re.compile(r"\.{4,}"), re.compile(r"-{3,}")
+# Quotation marks and dashes in ASCII; the marks of emphasis and of the byte order go.
+PLAIN = str.maketrans("“”‘’–", "\"\"''-", "_*\ufeff") | str.maketrans({"—": "--", "…": "..."})
 SENTENCE = re.compile(r"""[.!?;:,]["')\]]*$|--["']*$""")
 FIRST, SHORTEST = 180, 15  # characters of the paragraph that a book begins with, and of any other
 
@@ -72,14 +58,31 @@ def download(address: str) -> bytes:
 def write_books(
     out: str | Path, *, fetch: Callable[[str], bytes] = download, progress: bool = True
 ) -> list[Path]:
-    """Write books-train.txt.xz and books-heldout.txt.xz (79 and 1.7 MB of text) into the folder
-    `out`, and return them.
+    """Write books-train.txt.xz and books-heldout.txt.xz, 79 and 1.7 MB of text.
 
     They hold the same books as ours, in the same order, from the same source files (checked by
-    sha256), cleaned by the rules of `clean`; they are not ours byte for byte. fetch: what gives the
-    bytes at an address. What is downloaded waits in the cache until both files are there, so that
-    an interrupted run goes on. Raises a SparselabError where a book cannot be downloaded or is not
-    the one that was expected, and where the folder cannot be written.
+    sha256), cleaned by the rules of `clean`; they are not ours byte for byte. What is downloaded
+    waits in the cache until both files are there, so that an interrupted run goes on.
+
+    Parameters
+    ----------
+    out : str or Path
+        The folder.
+    fetch : callable
+        What gives the bytes at an address.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list of Path
+        The two files.
+
+    Raises
+    ------
+    SparselabError
+        Where a book cannot be downloaded or is not the one that was expected, and where the folder
+        cannot be written.
     """
     out = made(Path(out).expanduser(), "name another folder")
     sources = made(cache("books"))
@@ -125,21 +128,19 @@ def clean(source: str) -> str:
     text = BEFORE.split(source.replace("\r\n", "\n"))[-1]
     text = text[: match.start()] if (match := AFTER.search(text)) else text
     paragraphs = [_plain(paragraph) for paragraph in re.split(r"\n\s*\n", text)]
-    first = next(
-        (
-            i
-            for i, paragraph in enumerate(paragraphs)
-            if len(paragraph) >= FIRST and _is_prose(paragraph)
-        ),
-        0,
-    )
-    return "".join(f"{paragraph}\n\n" for paragraph in paragraphs[first:] if _is_prose(paragraph))
+    book = [*itertools.dropwhile(_is_front, paragraphs)] or paragraphs
+    return "".join(f"{paragraph}\n\n" for paragraph in book if _is_prose(paragraph))
 
 
 def _plain(paragraph: str) -> str:
     """One line, without marks."""
     text = NOTE.sub("", paragraph.translate(PLAIN))
     return " ".join(DASHES.sub("--", DOTS.sub("...", text)).split())
+
+
+def _is_front(paragraph: str) -> bool:
+    """Of a title page or a table of contents."""
+    return len(paragraph) < FIRST or not _is_prose(paragraph)
 
 
 def _is_prose(paragraph: str) -> bool:

@@ -1,29 +1,19 @@
 """Token ids from a text: the calibration windows, and what a model is evaluated on."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 
 import torch
 from torch import LongTensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from ..errors import SparselabError
-from .corpora import CORPORA, joined, rows_of
+from .corpora import CORPORA, parts_of, rows_of
+from .tokenising import encode
 
 C4_EVALUATION_TOKENS = 256 * 2048  # the papers cut C4 validation to 256 windows of 2,048 tokens
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> LongTensor:
-    """Token ids [n] of a text, with the tokenizer's own special tokens and without its warning
-    about long texts."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        return torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
-    finally:
-        transformers_logging.set_verbosity(level)
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor:
@@ -36,18 +26,20 @@ def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor
     corpus : str or Path
         'wikitext2' (test rows joined by blank lines), 'ptb' (test sentences joined by spaces), 'c4'
         (the first 1,100 validation documents joined by spaces, cut to 256 x 2,048 tokens), 'demo'
-        (Wikipedia articles joined by blank lines), or a text file.
+        (Wikipedia articles joined by blank lines), or a text file. A file is read in parts, so it
+        may be larger than memory; its tokens may not.
 
     Returns
     -------
     LongTensor of shape (n,)
+        With what the tokenizer puts before a text (`<s>`), and without what it appends (`</s>`).
 
     Raises
     ------
     SparselabError
         Where the text is not on this machine: where it was sought, and what brings it.
     """
-    ids = _encode(tokenizer, joined(corpus, "evaluation"))
+    ids = encode(tokenizer, parts_of(corpus, "evaluation"))
     return ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
 
 
@@ -77,6 +69,7 @@ def calibration(
     Returns
     -------
     LongTensor of shape (samples, seqlen)
+        A window has what the tokenizer puts before a text (`<s>`) only where it begins with it.
 
     Raises
     ------
@@ -90,14 +83,14 @@ def calibration(
         )
     draw = random.Random(seed)
     if corpus in CORPORA and CORPORA[corpus].documents:
-        next_document = _documents(tokenizer, rows_of(corpus, "calibration"), seqlen, draw, corpus)
+        rows = rows_of(corpus, "calibration")
+        documents = _documents(tokenizer, rows, seqlen, draw, corpus)
     else:
-        ids = _encode(tokenizer, joined(corpus, "calibration"))
+        ids = encode(tokenizer, parts_of(corpus, "calibration"))
         _long_enough(len(ids), seqlen, corpus)
-        next_document = lambda: ids  # noqa: E731
+        documents = repeat(ids)
     windows = []
-    for _ in range(samples):
-        ids = next_document()
+    for ids in islice(documents, samples):
         start = draw.randint(0, len(ids) - seqlen - 1)
         windows.append(ids[start : start + seqlen])
     return torch.stack(windows)
@@ -105,23 +98,20 @@ def calibration(
 
 def _documents(
     tokenizer, rows: Sequence[str], seqlen: int, draw: random.Random, corpus: str
-) -> Callable[[], LongTensor]:
-    """A function that draws documents until one is longer than seqlen; each is tokenised once."""
+) -> Iterator[LongTensor]:
+    """Documents drawn with replacement, those that are longer than seqlen; each is tokenised
+    once."""
     seen: dict[int, LongTensor] = {}
     if not rows:
         _long_enough(0, seqlen, corpus)
-
-    def next_document() -> LongTensor:
-        while True:
-            i = draw.randint(0, len(rows) - 1)
-            if i not in seen:
-                seen[i] = _encode(tokenizer, rows[i])
-            if len(seen[i]) > seqlen:
-                return seen[i]
-            if len(seen) == len(rows):
-                _long_enough(max(map(len, seen.values())), seqlen, corpus)
-
-    return next_document
+    while True:
+        i = draw.randint(0, len(rows) - 1)
+        if i not in seen:
+            seen[i] = encode(tokenizer, rows[i])
+        if len(seen[i]) > seqlen:
+            yield seen[i]
+        elif len(seen) == len(rows):
+            _long_enough(max(map(len, seen.values())), seqlen, corpus)
 
 
 def _long_enough(length: int, seqlen: int, corpus) -> None:

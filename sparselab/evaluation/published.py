@@ -11,19 +11,9 @@ from ..patterns import Pattern
 from ..runtime.files import ROOT
 
 PAPERS = ROOT / "data" / "papers"
-COLUMNS = (
-    "paper",
-    "table_or_figure",
-    "model",
-    "method",
-    "pattern",
-    "sparsity",
-    "metric",
-    "dataset",
-    "value",
-    "layers_pruned",
-    "seqlen",
-    "source",
+COLUMNS = tuple(
+    "paper table_or_figure model method pattern sparsity metric dataset value layers_pruned seqlen"
+    " source".split()
 )
 # What must agree before two perplexities can be compared, with the words for it.
 PROTOCOL = {"model": "model", "layers_pruned": "layers pruned", "seqlen": "tokens in a window"}
@@ -34,8 +24,23 @@ MORE_DENSE = {("facebook/opt-125m", "wikitext2", 2048): 27.65}
 
 
 def known_dense(name: str, corpus: str, seqlen: int) -> float | None:
-    """The dense perplexity that the papers print for this model, text and window length, where
-    there is one: to tell at once whether model, text and protocol are right."""
+    """The dense perplexity that the papers print, to tell at once whether model, text and protocol
+    are right.
+
+    Parameters
+    ----------
+    name : str
+        The model's Hub id.
+    corpus : str
+        The text.
+    seqlen : int
+        Tokens in a window.
+
+    Returns
+    -------
+    float or None
+        None where no paper prints it.
+    """
     table = papers()
     rows = table[
         (table.method == "dense")
@@ -73,13 +78,9 @@ def papers(*names: str) -> pd.DataFrame:
     for name in names:
         if name not in files:
             raise SparselabError(f"no published numbers under {name!r}.{did_you_mean(name, files)}")
-    return pd.concat(
-        [
-            pd.read_csv(files[name], dtype={"pattern": str, "seqlen": "Int64"})
-            for name in names or files
-        ],
-        ignore_index=True,
-    )
+    types = {"pattern": str, "seqlen": "Int64"}
+    tables = [pd.read_csv(files[name], dtype=types) for name in names or files]
+    return pd.concat(tables, ignore_index=True)
 
 
 def gaps(
@@ -89,14 +90,32 @@ def gaps(
     dataset: str = "wikitext2",
     mixed: bool = False,
 ) -> pd.DataFrame:
-    """Ours and theirs by method and pattern: perplexity (mean over seeds), stderr, value, gap =
-    ours - theirs, gap_percent, and `difference`, which names what differs between the protocols (''
-    where nothing does).
+    """Our perplexities beside the published ones, by method and pattern.
 
-    ours: rows of a sweep or a figure's table. theirs: some of `papers()`; None: all for the models
-    of `ours`. Where a model was loaded from a folder, say which it is first:
-    `ours.assign(model="facebook/opt-125m")`. Raises a SparselabError where nothing matches, or
-    where protocols differ and mixed=True does not say that this is meant.
+    Parameters
+    ----------
+    ours : DataFrame
+        Rows of a sweep or a figure's table. Where a model was loaded from a folder, say which it is
+        first: `ours.assign(model="facebook/opt-125m")`.
+    theirs : DataFrame, optional
+        Some of `papers()`. Default: all for the models of `ours`.
+    dataset : str
+        The text.
+    mixed : bool
+        Compare numbers of different protocols too.
+
+    Returns
+    -------
+    DataFrame
+        With the columns perplexity (mean over seeds), stderr, value (theirs), gap = ours - theirs,
+        gap_percent, and `difference`, which names what differs between the protocols ('' where
+        nothing does).
+
+    Raises
+    ------
+    SparselabError
+        Where nothing matches, or where protocols differ and mixed=True does not say that this is
+        meant.
     """
     mine = _ours(ours, dataset)
     published = papers() if theirs is None else theirs
@@ -104,9 +123,8 @@ def gaps(
     if theirs is None:
         published = published[published.model.isin(mine.model)]
     published = published.assign(pattern=published.pattern.map(Pattern.parse).map(str))
-    published = published.drop_duplicates(
-        [*PROTOCOL, "method", "pattern", "value"]
-    )  # a number that several papers print
+    # Several papers print the same number.
+    published = published.drop_duplicates([*PROTOCOL, "method", "pattern", "value"])
     table = mine.merge(published, on=["method", "pattern"], suffixes=("", "_theirs"))
     if table.empty:
         raise SparselabError(
@@ -137,36 +155,25 @@ def _ours(ours: pd.DataFrame, dataset: str) -> pd.DataFrame:
         text_windows=rows.get("text_windows", float("nan")),
         pattern=rows.pattern.map(Pattern.parse).map(str),
     )
-    dense = rows.drop_duplicates([*PROTOCOL]).assign(
-        method="dense",
-        pattern="0",
-        perplexity=lambda t: t.dense,
-        stderr=float("nan"),
-        layers_pruned="none",
-    )
+    dense = rows.drop_duplicates([*PROTOCOL]).assign(method="dense", pattern="0")
+    dense = dense.assign(perplexity=dense.dense, stderr=float("nan"), layers_pruned="none")
     keys = [*PROTOCOL, "windows", "text_windows", "method", "pattern"]
-    return (
-        pd.concat([dense, rows])
-        .groupby(keys, sort=False, dropna=False, as_index=False)[["perplexity", "stderr"]]
-        .mean()
-    )
+    groups = pd.concat([dense, rows]).groupby(keys, sort=False, dropna=False, as_index=False)
+    return groups[["perplexity", "stderr"]].mean()
 
 
 def _difference(row: dict) -> str:
     """What differs between our protocol and theirs, in words."""
-    found = [
-        f"{words}: {row[key]} here, {row[key + '_theirs']} there"
-        for key, words in PROTOCOL.items()
-        if row[key] != row[key + "_theirs"]
-    ]
-    if pd.isna(row["text_windows"]):
-        found.append(
-            f"the first {row['windows']} windows here, without a record of how many the text has"
-        )
-    elif row["windows"] < row["text_windows"]:
-        found.append(
-            f"the first {row['windows']} of {row['text_windows']:.0f} windows here, all there"
-        )
+    found = []
+    for key, words in PROTOCOL.items():
+        ours, theirs = row[key], row[f"{key}_theirs"]
+        if ours != theirs:
+            found.append(f"{words}: {ours} here, {theirs} there")
+    windows, of_text = row["windows"], row["text_windows"]
+    if pd.isna(of_text):
+        found.append(f"the first {windows} windows here, without a record of how many the text has")
+    elif windows < of_text:
+        found.append(f"the first {windows} of {of_text:.0f} windows here, all there")
     return ", ".join(found)
 
 
@@ -181,35 +188,44 @@ def overlay(
     dataset: str = "wikitext2",
     mixed: bool = False,
 ) -> tuple[Figure, str]:
-    """A figure of our perplexities (filled, with standard errors) and the published ones (hollow),
-    with the signed gap in percent at each pair; and its description. The arguments and errors are
-    those of `gaps`."""
+    """A figure of our perplexities beside the published ones.
+
+    Parameters
+    ----------
+    ours, theirs, dataset, mixed
+        As for `gaps`.
+
+    Returns
+    -------
+    figure : Figure
+        Ours are filled, with standard errors, theirs hollow; the signed gap in percent stands at
+        each pair.
+    description : str
+        The same numbers in a sentence.
+
+    Raises
+    ------
+    SparselabError
+        As `gaps`.
+    """
     table = gaps(ours, theirs, dataset=dataset, mixed=mixed)
     with viz.style():
         figure, axis = plt.subplots(figsize=(max(5.5, 0.8 * len(table) + 2), 4.2))
+        names = []
         for place, row in enumerate(table.itertuples()):
             _pair(axis, place, row)
-        names = [
-            f"{viz.label_of(row.method)}\n{row.pattern.split(' = ')[0]}"
-            for row in table.itertuples()
-        ]
+            names.append(f"{viz.label_of(row.method)}\n{row.pattern.split(' = ')[0]}")
         axis.set_xticks(range(len(table)), names, rotation=45, ha="right", fontsize=8)
         axis.set(yscale="log", ylabel=f"perplexity on {dataset}", xlim=(-0.6, len(table) - 0.4))
         axis.margins(y=0.15)
-        axis.plot([], [], "ko", label=f"ours: {', '.join(table.model.unique())}")
-        axis.plot(
-            [],
-            [],
-            "ko",
-            markerfacecolor="white",
-            label=f"published: {'; '.join(table.paper.unique())}",
-        )
+        models, sources = ", ".join(table.model.unique()), "; ".join(table.paper.unique())
+        axis.plot([], [], "ko", label=f"ours: {models}")
+        axis.plot([], [], "ko", markerfacecolor="white", label=f"published: {sources}")
         figure.legend(loc="outside upper left", fontsize=8)
         differences = _distinct(table.difference)
         if differences:
-            axis.set_title(
-                "NOT the same protocol: " + "\n".join(differences), fontsize=8, color="#D55E00"
-            )
+            warning = "NOT the same protocol: " + "\n".join(differences)
+            axis.set_title(warning, fontsize=8, color="#D55E00")
     return figure, _sentence(table, dataset, differences)
 
 
@@ -220,24 +236,16 @@ def _pair(axis, place: int, row) -> None:
     left, right = place - 0.15, place + 0.15  # side by side: small gaps would hide one
     axis.plot([left, right], [row.perplexity, row.value], color=colour, linewidth=1)
     axis.errorbar(left, row.perplexity, row.stderr, color=colour, marker=marker, capsize=3)
-    axis.plot(
-        right, row.value, color=colour, marker=marker, markerfacecolor="white", linestyle="none"
-    )
-    axis.annotate(
-        f"{row.gap_percent:+.1f} %",
-        (place, max(row.perplexity, row.value)),
-        xytext=(0, 7),
-        fontsize=8,
-        textcoords="offset points",
-        ha="center",
-    )
+    axis.plot(right, row.value, color=colour, marker=marker, markerfacecolor="white")
+    gap, top = f"{row.gap_percent:+.1f} %", max(row.perplexity, row.value)
+    above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+    axis.annotate(gap, (place, top), fontsize=8, **above)
 
 
 def _sentence(table: pd.DataFrame, dataset: str, differences: list[str]) -> str:
-    pairs = [
-        f"{viz.label_of(row.method)} at {row.pattern} {row.perplexity:.2f} against {row.value:g} "
-        f"({row.gap_percent:+.1f} %)"
-        for row in table.itertuples()
-    ]
+    pairs = []
+    for row in table.itertuples():
+        ours = f"{viz.label_of(row.method)} at {row.pattern} {row.perplexity:.2f}"
+        pairs.append(f"{ours} against {row.value:g} ({row.gap_percent:+.1f} %)")
     warning = f" The protocols differ: {'; '.join(differences)}." if differences else ""
     return f"perplexity on {dataset}, ours against published: {', '.join(pairs)}.{warning}"

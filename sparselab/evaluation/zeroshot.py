@@ -1,20 +1,11 @@
-"""Zero-shot tasks by the definition of lm-evaluation-harness, from local files; or by the harness
-itself.
+"""Zero-shot tasks by the definition of lm-evaluation-harness: log-likelihoods and accuracies.
 
-An item is a context and several continuations; the answer is the continuation with the highest
-summed log-likelihood (acc), or the highest after division by its length in characters (acc_norm).
-Prompts are those of lm-eval 0.4. What the files themselves lack stays missing: BoolQ's passages
-come without the titles that SuperGLUE puts before them.
+The answer to an item is the continuation with the highest summed log-likelihood (acc), or the
+highest after division by its length in characters (acc_norm).
 """
 
-import csv
-import gzip
-import json
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -25,180 +16,20 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..data.corpora import data_folder
-from ..errors import SparselabError, did_you_mean
+from ..data.tokenising import encode_each
+from ..errors import SparselabError
 from ..models.architecture import context_length, model_name
-from ..models.validation import check_finite, check_ready
+from ..models.validation import check_finite, check_ids, check_ready
 from ..runtime.files import sha256
 from ..runtime.memory import batch_size, with_batch_halving
+from .harness import METRICS, by_harness
 from .perplexity import Perplexity
+from .placement import input_device
+from .tasks import TASKS, Item, items, task_file, task_rows
 
-ANSWER = "\nAnswer:"
-SENTENCE_END = re.compile(r"""(?<=[.!?])["')]* """)
-# Metrics of a row by the harness's names for them.
-HARNESS = {
-    "accuracy": "acc",
-    "stderr": "acc_stderr",
-    "accuracy_norm": "acc_norm",
-    "stderr_norm": "acc_norm_stderr",
-    "perplexity": "perplexity",
-    "perplexity_stderr": "perplexity_stderr",
-}
-
-
-@dataclass(frozen=True)
-class Item:
-    """Context and continuation of every choice, and which is right; an item with one choice asks
-    whether the model, taking the likeliest token each time, writes it."""
-
-    requests: tuple[tuple[str, str], ...]
-    gold: int = 0
-
-    def __post_init__(self):
-        if not 0 <= self.gold < len(self.requests) or not all(
-            choice.strip() for _, choice in self.requests
-        ):
-            raise ValueError(
-                "an item without choices, with an empty one, or with a right answer that is none of"
-                " them"
-            )
-
-
-@dataclass(frozen=True)
-class Task:
-    """A file, how one of its rows becomes an item, and whether lm-eval reports the
-    length-normalised accuracy too."""
-
-    file: str
-    item: Callable[[dict], Item]
-    norm: bool = False
-
-
-def _choices(context: str, choices: Iterable[str], gold: int | str) -> Item:
-    """The same context before every choice."""
-    return Item(tuple((context, " " + choice) for choice in choices), int(gold))
-
-
-def _rte(row: dict) -> Item:
-    return _choices(
-        f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?{ANSWER}",
-        ("True", "False"),
-        row["label"],
-    )
-
-
-def _winogrande(row: dict) -> Item:
-    """Partial scoring: the sentence's end is scored after each of the two beginnings, not the names
-    themselves."""
-    return Item(
-        tuple((context, " " + row["continuation"]) for context in row["context_options"]),
-        row["gold"],
-    )
-
-
-def _hellaswag(row: dict) -> Item:
-    """lm-eval capitalises the last, unfinished sentence of a context and drops WikiHow's bracketed
-    marks."""
-    context = row["context"]
-    if not context.endswith("."):
-        begin = [0, *(match.end() for match in SENTENCE_END.finditer(context))][-1]
-        context = context[:begin] + context[begin:].capitalize()
-    return _choices(_clean(context), map(_clean, row["endings"]), row["gold"])
-
-
-def _clean(text: str) -> str:
-    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
-
-
-def _question(row: dict, end: str = ANSWER) -> Item:
-    return _choices(row["query"].removeprefix("Passage: ") + end, row["choices"], row["gold"])
-
-
-TASKS = {
-    "boolq": Task("boolq.jsonl", _question),
-    "rte": Task("rte-dev.tsv", _rte),
-    "hellaswag": Task("hellaswag-val.txt.gz", _hellaswag, norm=True),
-    "winogrande": Task("winogrande.jsonl", _winogrande),
-    "arc_easy": Task("arc_easy.jsonl", _question, norm=True),
-    "arc_challenge": Task("arc_challenge.jsonl", _question, norm=True),
-    "openbookqa": Task("openbook_qa.jsonl", partial(_question, end=""), norm=True),
-    "piqa": Task(
-        "piqa.jsonl", partial(_question, end="Answer:"), norm=True
-    ),  # its query ends the line
-    "lambada_openai": Task(
-        "lambada_openai.jsonl", lambda row: Item(((row["context"], " " + row["continuation"]),))
-    ),
-}
-
-
-def task_file(name: str, folder: str | Path | None = None) -> Path:
-    """Where a task's items are: in the folder, or in that of SPARSELAB_DATA; a SparselabError where
-    they are not."""
-    if name not in TASKS:
-        raise SparselabError(f"unknown task {name!r}.{did_you_mean(name, TASKS)}")
-    data = data_folder()
-    if folder is None and data is None:
-        raise SparselabError(
-            "the zero-shot tasks are read from files: set SPARSELAB_DATA to a folder that holds "
-            "zeroshot/, pass folder=, or let lm-eval fetch them with harness=True."
-        )
-    file = (
-        Path(folder).expanduser() / TASKS[name].file
-        if folder
-        else data / "zeroshot" / TASKS[name].file
-    )
-    if not file.is_file():
-        raise SparselabError(
-            f"the task {name} needs the file {file.name}, which is not in {file.parent}. Put it"
-            " there, pass another folder=, or let lm-eval fetch it with harness=True."
-        )
-    return file
-
-
-def items(name: str, limit: int | None = None, folder: str | Path | None = None) -> list[Item]:
-    """The first so many items of a task (None: all) with lm-eval's prompts."""
-    file = task_file(name, folder)
-    try:
-        found = [TASKS[name].item(row) for row in task_rows(file, limit)]
-        if not found:
-            raise ValueError("it holds no items")
-        return found
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-    ) as error:  # the last two: not gzip, or cut off
-        raise SparselabError(
-            f"{file} is not written as the task {name} expects ({type(error).__name__}: {error})."
-        ) from error
-
-
-def task_rows(file: Path, limit: int | None = None) -> list[dict]:
-    """The first so many rows of a task's file, as they stand there."""
-    with (gzip.open if file.suffix == ".gz" else open)(
-        file, "rt", encoding="utf8", newline=""
-    ) as lines:
-        return list(islice(READERS[file.suffix](lines), limit))
-
-
-def _json_rows(lines: Iterable[str]) -> Iterator[dict]:
-    return map(json.loads, lines)
-
-
-def _table_rows(lines: Iterable[str]) -> Iterator[dict]:
-    return csv.DictReader(lines, delimiter="\t")
-
-
-def _six_line_rows(lines: Iterable[str]) -> Iterator[dict]:
-    """HellaSwag as plain text: context, number of the right ending, four endings."""
-    lines = (line.rstrip("\n") for line in lines)
-    for context, gold, *endings in zip(*[lines] * 6, strict=False):
-        yield {"context": context, "gold": gold, "endings": endings}
-
-
-READERS = {".jsonl": _json_rows, ".tsv": _table_rows, ".gz": _six_line_rows}
+__all__ = ["TASKS", "answers", "items", "loglikelihoods", "task_file", "task_rows", "zeroshot"]
+AT_ONCE = 1000  # requests that are tokenised at once
+Found = dict[int, tuple[float, bool]]  # by the request's number, what `loglikelihoods` gives
 
 
 @torch.no_grad()
@@ -209,13 +40,32 @@ def loglikelihoods(
     *,
     progress: bool = True,
 ) -> list[tuple[float, bool]]:
-    """For every (context, continuation) the summed log-likelihood of the continuation's tokens in
-    nats, and whether each is the likeliest at its place. What is longer than the model's context
-    loses tokens on the left, as in lm-eval.
+    """How likely a model finds continuations of texts.
 
-    Long inputs go first, so that memory runs out at once or not at all; requests that differ in
-    their last token only ('yes' and 'no') share a forward pass. Contexts must not be empty. Raises
-    a SparselabError for a continuation that does not fit the model.
+    What is longer than the model's context loses tokens on the left, as in lm-eval. Long inputs go
+    first, so that memory runs out at once or not at all, and requests that differ in their last
+    token only ('yes' and 'no') share a forward pass.
+
+    Parameters
+    ----------
+    model, tokenizer
+        What `sl.load` gave.
+    requests : sequence of (str, str)
+        Contexts, which must not be empty, and their continuations.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list of (float, bool)
+        For each request the log-likelihood of the continuation, summed over its tokens, in nats;
+        and whether each of them is the likeliest in its place. An end of sequence that the
+        tokenizer appends is no part of the continuation.
+
+    Raises
+    ------
+    SparselabError
+        For a continuation that does not fit the model, and for log-likelihoods that are not finite.
     """
     check_ready(model)
     wanted = defaultdict(list)  # input tokens -> [(number of the request, continuation's tokens)]
@@ -226,17 +76,19 @@ def loglikelihoods(
                 f" least one, come after a context, and fit the {context_length(model)} positions"
                 f" of {model_name(model)}."
             )
+        check_ids(model, torch.tensor(ids), "a request")
         kept = ids[-context_length(model) - 1 :]
         wanted[tuple(kept[:-1])].append((number, kept[-count:]))
     inputs = sorted(wanted, key=len, reverse=True)
     if not inputs:
         return []
+    longest = len(inputs[0])
     with tqdm(
         total=len(requests), desc="zero-shot", unit="choice", disable=not progress, leave=False
     ) as bar:
         found = with_batch_halving(
-            lambda size: _pass(model, inputs, wanted, size * len(inputs[0]), bar),
-            batch_size(model, len(inputs[0])),
+            lambda size: _pass(model, inputs, wanted, size * longest, bar),
+            batch_size(model, longest),
         )
     check_finite(model, torch.tensor([value for value, _ in found.values()]), "log-likelihoods")
     return [found[number] for number in range(len(requests))]
@@ -248,18 +100,16 @@ def _encoded(
     """Token ids of context and continuation as one text, and how many of the ids are the
     continuation's: those that are more than the context alone has, spaces at its end not counted.
     """
-    if not requests:
-        return
-    whole = tokenizer([context + continuation for context, continuation in requests])["input_ids"]
-    alone = tokenizer([context.rstrip() for context, _ in requests])["input_ids"]
-    for ids, context in zip(whole, alone, strict=True):
-        yield ids, len(ids) - len(context)
+    for start in range(0, len(requests), AT_ONCE):
+        part = requests[start : start + AT_ONCE]
+        whole = encode_each(tokenizer, [context + continuation for context, continuation in part])
+        alone = encode_each(tokenizer, [context.rstrip() for context, _ in part])
+        for ids, context in zip(whole, alone, strict=True):
+            yield ids, len(ids) - len(context)
 
 
-def _pass(
-    model: nn.Module, inputs: list[tuple[int, ...]], wanted: dict, tokens: int, bar
-) -> dict[int, tuple[float, bool]]:
-    """Results by the request's number, at most so many padded tokens at once."""
+def _pass(model: nn.Module, inputs: list[tuple[int, ...]], wanted: dict, tokens: int, bar) -> Found:
+    """Results of all inputs, at most so many padded tokens at once."""
     bar.reset()
     found, start = {}, 0
     while start < len(inputs):
@@ -270,30 +120,21 @@ def _pass(
     return found
 
 
-def _score(
-    model: nn.Module, part: list[tuple[int, ...]], wanted: dict
-) -> dict[int, tuple[float, bool]]:
+def _score(model: nn.Module, part: list[tuple[int, ...]], wanted: dict) -> Found:
     """One forward pass. Inputs are padded on the right, where causal attention never looks."""
-    ids = pad_sequence([torch.tensor(sequence) for sequence in part], batch_first=True).to(
-        model.device
-    )
+    ids = pad_sequence([torch.tensor(sequence) for sequence in part], batch_first=True)
     first = min(len(sequence) - len(target) for sequence in part for _, target in wanted[sequence])
-    logits = model(
-        ids, use_cache=False, logits_to_keep=ids.shape[1] - first
-    ).logits  # [b, longest - first, vocabulary]
+    outputs = model(
+        ids.to(input_device(model)), use_cache=False, logits_to_keep=ids.shape[1] - first
+    )
     found = {}
-    for row, sequence in zip(logits, part, strict=True):
+    for row, sequence in zip(outputs.logits, part, strict=True):  # [longest - first, vocabulary]
+        end = len(sequence) - first
         for number, target in wanted[sequence]:
             target = torch.tensor(target, device=row.device)
-            scores = (
-                row[len(sequence) - len(target) - first : len(sequence) - first]
-                .float()
-                .log_softmax(-1)
-            )
-            found[number] = (
-                scores.gather(1, target[:, None]).sum().item(),
-                bool((scores.argmax(-1) == target).all()),
-            )
+            scores = row[end - len(target) : end].float().log_softmax(-1)
+            value = scores.gather(1, target[:, None]).sum().item()
+            found[number] = value, bool((scores.argmax(-1) == target).all())
     return found
 
 
@@ -306,36 +147,47 @@ def answers(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """One row an item: `loglikelihoods` of its choices in nats, `gold`, and whether the answer is
-    right by their sum (`correct`) and by their sum per character (`correct_norm`). Two models' rows
-    belong together: compare them paired.
+    """A model's answers to a task, item by item. The rows of two models belong together, so compare
+    them paired.
+
+    Parameters
+    ----------
+    model, tokenizer, limit, folder, progress
+        As for `zeroshot`.
+    task : str
+        One of `TASKS`.
+
+    Returns
+    -------
+    DataFrame
+        One row an item: `loglikelihoods` of its choices in nats, `gold` (the number of the right
+        one), and whether the answer is right by their sum (`correct`) and by their sum per
+        character (`correct_norm`).
+
+    Raises
+    ------
+    SparselabError
+        As `zeroshot`.
     """
     asked = items(task, limit, folder)
-    found = iter(
-        loglikelihoods(
-            model, tokenizer, [one for item in asked for one in item.requests], progress=progress
-        )
-    )
-    return pd.DataFrame([_answer(item, [next(found) for _ in item.requests]) for item in asked])
+    requests = [request for item in asked for request in item.requests]
+    found = iter(loglikelihoods(model, tokenizer, requests, progress=progress))
+    return pd.DataFrame([_answer(item, [*islice(found, len(item.requests))]) for item in asked])
 
 
 def _answer(item: Item, found: list[tuple[float, bool]]) -> dict:
     values = [value for value, _ in found]
     if len(values) == 1:
-        return {
-            "loglikelihoods": values,
-            "gold": 0,
-            "correct": found[0][1],
-            "correct_norm": found[0][1],
-        }
-    per_character = [
-        value / (len(choice) - 1) for value, (_, choice) in zip(values, item.requests, strict=True)
-    ]
+        right = right_norm = found[0][1]
+    else:
+        lengths = [len(choice) - 1 for _, choice in item.requests]  # the space in front not counted
+        by_length = [value / length for value, length in zip(values, lengths, strict=True)]
+        right, right_norm = _highest(values) == item.gold, _highest(by_length) == item.gold
     return {
         "loglikelihoods": values,
         "gold": item.gold,
-        "correct": _highest(values) == item.gold,
-        "correct_norm": _highest(per_character) == item.gold,
+        "correct": right,
+        "correct_norm": right_norm,
     }
 
 
@@ -387,85 +239,28 @@ def zeroshot(
     if limit is not None and limit < 1:
         raise SparselabError(f"limit={limit}: at least one item, or None for all.")
     if harness:
-        return _by_harness(model, tokenizer, list(tasks), limit, progress)
+        return by_harness(model, tokenizer, list(tasks), limit)
     files = {task: task_file(task, folder) for task in tasks}  # all are there before minutes pass
-    return pd.DataFrame(
-        [_row(model, tokenizer, task, file, limit, progress) for task, file in files.items()]
-    )
+    rows = []
+    for task, file in files.items():
+        found = answers(model, tokenizer, task, limit=limit, folder=file.parent, progress=progress)
+        source = f"{file.name} sha256:{sha256(file)[:12]}"
+        rows.append(
+            {"model": model_name(model), "task": task, **_row(task, found), "source": source}
+        )
+    return pd.DataFrame(rows)
 
 
-def _row(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    file: Path,
-    limit: int | None,
-    progress: bool,
-) -> dict:
-    table = answers(model, tokenizer, task, limit=limit, folder=file.parent, progress=progress)
-    count = table.loglikelihoods.map(len)
-    row = {
-        "model": model_name(model),
-        "task": task,
-        "items": len(table),
-        "accuracy": table.correct.mean(),
-        "stderr": table.correct.sem(),
-        **dict.fromkeys([*HARNESS][2:], float("nan")),
-        "chance": (1 / count).mean() if count.max() > 1 else 0.0,
-        "source": f"{file.name} sha256:{sha256(file)[:12]}",
-    }
+def _row(task: str, found: pd.DataFrame) -> dict:
+    """Metrics of a task from its answers."""
+    choices = found.loglikelihoods.map(len)
+    row = {"items": len(found), **dict.fromkeys(METRICS, float("nan"))}
+    row |= {"accuracy": found.correct.mean(), "stderr": found.correct.sem()}
+    row["chance"] = (1 / choices).mean() if choices.max() > 1 else 0.0
     if TASKS[task].norm:
-        row |= {"accuracy_norm": table.correct_norm.mean(), "stderr_norm": table.correct_norm.sem()}
-    if count.max() == 1:
-        ppl = Perplexity(-torch.tensor(table.loglikelihoods.sum()), 1)
+        row |= {"accuracy_norm": found.correct_norm.mean(), "stderr_norm": found.correct_norm.sem()}
+    if choices.max() == 1:
+        losses = [-values[0] for values in found.loglikelihoods]  # of the last words, in nats
+        ppl = Perplexity(torch.tensor(losses), 1)
         row |= {"perplexity": float(ppl), "perplexity_stderr": ppl.stderr}
     return row
-
-
-def _by_harness(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list,
-    limit: int | None,
-    progress: bool,
-) -> pd.DataFrame:
-    """The same table from lm-eval itself; tasks by name, or as dicts of its configuration."""
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-    except ImportError:
-        raise SparselabError(
-            "harness=True needs lm-eval: pip install 'lm-eval>=0.4.13,<0.5'. Without it, the tasks"
-            " are read from local files, by the same definition."
-        ) from None
-    check_ready(model)
-    try:
-        found = lm_eval.simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer),
-            tasks=tasks,
-            limit=limit,
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
-    except Exception as error:
-        raise SparselabError(
-            f"lm-eval could not do {', '.join(map(str, tasks))} ({type(error).__name__}: {error})."
-            " It reads its data from the Hub; without network, use harness=False."
-        ) from error
-    version = f"lm-eval {lm_eval.__version__}"
-    return pd.DataFrame(
-        [
-            {
-                "model": model_name(model),
-                "task": task,
-                "items": found["n-samples"][task]["effective"],
-                **{
-                    ours: result.get(f"{theirs},none", float("nan"))
-                    for ours, theirs in HARNESS.items()
-                },
-                "chance": float("nan"),
-                "source": f"{version}, task version {found['versions'].get(task)}",
-            }
-            for task, result in found["results"].items()
-        ]
-    )
