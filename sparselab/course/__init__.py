@@ -1,10 +1,10 @@
-"""What the notebooks share: the dial, predictions, exercises with checks that name the mistake,
+"""What the notebooks share: their model, predictions, exercises with checks that name the mistake,
 sliders."""
 
 from .claims import claim
 from .costs import costs
 from .exercises.checking import Exercise, check, exercises_of, progress
-from .layers import dial, inputs_of
+from .layers import inputs_of, notebook_model
 from .predictions import predict, reveal, review
 from .sliders import explore, explorer
 
@@ -13,11 +13,11 @@ __all__ = [
     "check",
     "claim",
     "costs",
-    "dial",
     "exercises_of",
     "explore",
     "explorer",
     "inputs_of",
+    "notebook_model",
     "predict",
     "progress",
     "reveal",

@@ -22,15 +22,10 @@ class Prediction:
         result = f"the result is {_number(self.result)}{self.unit}"
         if self.guess is None:
             return f"no guess; {result}"
+        both = f"your guess {_number(self.guess)}{self.unit}; {result}"
         if isinstance(self.guess, str) or isinstance(self.result, str) or not self.result:
-            return (
-                f"your guess {_number(self.guess)}{self.unit};"
-                f" {result}{' - right' * (self.guess == self.result)}"
-            )
-        return (
-            f"your guess {_number(self.guess)}{self.unit}; {result}; guess / result ="
-            f" {self.guess / self.result:.2f}"
-        )
+            return both + " - right" * (self.guess == self.result)
+        return f"{both}; guess / result = {self.guess / self.result:.2f}"
 
 
 _predictions: dict[str, Prediction] = {}
@@ -56,19 +51,14 @@ def reveal(key: str, result: float | str, because: str = "") -> None:
 def review() -> None:
     """All predictions of this notebook, one a line."""
     for key, prediction in _predictions.items():
-        print(
-            f"{key} {prediction.question}"
-            f" {prediction.verdict() if prediction.result is not None else 'not revealed'}"
-        )
+        verdict = "not revealed" if prediction.result is None else prediction.verdict()
+        print(f"{key} {prediction.question} {verdict}")
 
 
 def _record(key: str, prediction: Prediction) -> None:
     """Into a file that stays when the kernel ends; a teacher can collect it."""
-    file = Path(
-        os.environ.get(
-            "SPARSELAB_PREDICTIONS", Path.home() / ".cache" / "sparselab" / "predictions.json"
-        )
-    )
+    default = Path.home() / ".cache" / "sparselab" / "predictions.json"
+    file = Path(os.environ.get("SPARSELAB_PREDICTIONS", default))
     known = json.loads(file.read_text()) if file.exists() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**known, key: asdict(prediction)})

@@ -18,10 +18,8 @@ from .. import viz
 
 Draw = Callable[..., str]
 DPI = 100  # pixels of the page; a move stays under 100 ms
-QUICK = {
-    "axes.titley": 1,
-    "text.hinting": "none",
-}  # titles do not look for a place (20 ms), letters do not for pixels
+# Titles do not look for a place (20 ms), letters do not for pixels.
+QUICK = {"axes.titley": 1, "text.hinting": "none"}
 
 
 def explore(
@@ -41,9 +39,7 @@ def explore(
     step) gives a slider, a list a row of buttons (words) or a slider over the list (numbers).
     SPARSELAB_STATIC=1 asks for the frames; the tests set it.
     """
-    form = explorer(
-        draw, frames[0], size=size, **controls
-    )  # in any case: one that cannot be built fails in the tests
+    form = explorer(draw, frames[0], size=size, **controls)  # always, so that tests see it fail
     if os.environ.get("SPARSELAB_STATIC") == "1":
         viz.show(*static(draw, frames, size, columns or len(frames)))
     else:
@@ -70,11 +66,9 @@ def explorer(
     """The live form: controls, picture, sentence, one below the other; `children` in that order."""
     knobs = {name: _knob(name, values, start[name]) for name, values in controls.items()}
     fixed = {name: value for name, value in start.items() if name not in knobs}
-    natural = ipywidgets.Layout(
-        width=f"{size[0] * DPI:.0f}px", max_width="100%", align_self="flex-start"
-    )
-    picture, sentence = ipywidgets.Image(format="png", layout=natural), ipywidgets.HTML()
-
+    width = f"{size[0] * DPI:.0f}px"
+    layout = ipywidgets.Layout(width=width, max_width="100%", align_self="flex-start")
+    picture, sentence = ipywidgets.Image(format="png", layout=layout), ipywidgets.HTML()
     places: list = []
 
     def redraw(*_: Any) -> None:
@@ -90,12 +84,9 @@ def explorer(
 
 def _knob(name: str, values: Any, start: Any) -> ipywidgets.Widget:
     if isinstance(values, tuple):
-        kind = (
-            ipywidgets.IntSlider
-            if all(isinstance(value, int) for value in values)
-            else ipywidgets.FloatSlider
-        )
         low, high, step = values
+        whole = all(isinstance(value, int) for value in values)
+        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
         return kind(value=start, min=low, max=high, step=step, description=name)
     kind = ipywidgets.ToggleButtons if isinstance(values[0], str) else ipywidgets.SelectionSlider
     return kind(options=values, value=start, description=name)
@@ -128,10 +119,6 @@ def _png(draw: Draw, values: dict, size: tuple[float, float], places: list) -> t
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # once, where savefig draws twice
         places[:] = [axis.get_position(original=True) for axis in figure.axes]
-        plt.imsave(
-            file := io.BytesIO(),
-            np.asarray(canvas.buffer_rgba()),
-            format="png",
-            pil_kwargs={"compress_level": 1},
-        )
+        file, pixels = io.BytesIO(), np.asarray(canvas.buffer_rgba())
+        plt.imsave(file, pixels, format="png", pil_kwargs={"compress_level": 1})
     return file.getvalue(), sentence

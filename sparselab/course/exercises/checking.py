@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import torch
 from torch import Tensor
+
+ALTERED = (
+    "it changes its input in place: work on a copy (.clone()), the caller still needs the original."
+)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,7 @@ class Exercise:
         try:
             mine = [None] if answer is None or answer is ... else self.outputs(answer)
         except Altered:
-            return (
-                "wrong",
-                (
-                    "it changes its input in place: work on a copy (.clone()), the caller still"
-                    " needs the original."
-                ),
-            )
+            return "wrong", ALTERED
         except Exception as error:  # whatever a reader's code may raise
             return "wrong", f"it raises {type(error).__name__}: {error}"
         if all(value is None or value is ... for value in mine):
@@ -64,6 +61,16 @@ class Exercise:
             if _same(mine, self.outputs(bad), self.rtol):
                 return "wrong", mistake
         return "wrong", _difference(mine, expected, self.rtol)
+
+
+def normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    """Normal numbers, the same in every run."""
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mistakes(*answers: Callable) -> dict[str, Callable]:
+    """Wrong answers by their docstrings: what a reader is told who gives such an answer."""
+    return {" ".join(answer.__doc__.split()): answer for answer in answers}
 
 
 class Altered(Exception):
@@ -84,13 +91,8 @@ def check(key: str, answer: Any) -> Any:
 
 def exercises_of(notebook: str) -> dict[str, Exercise]:
     """The exercises of a notebook, such as '03', by key."""
-    prefix = f"nb{notebook}_"
-    name = next(
-        module.name
-        for module in iter_modules([str(Path(__file__).parent)])
-        if module.name.startswith(prefix)
-    )
-    return import_module(f"{__package__}.{name}").EXERCISES
+    (file,) = Path(__file__).parent.glob(f"nb{notebook}_*.py")
+    return import_module(f"{__package__}.{file.stem}").EXERCISES
 
 
 def progress(notebook: str) -> None:
@@ -117,35 +119,29 @@ def _same(a: Any, b: Any, rtol: float) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same(x, y, rtol) for x, y in zip(a, b, strict=True))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        one, other = (x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in (a, b))
-        return (
-            not isinstance(one, Tensor)
-            and not isinstance(other, Tensor)
-            and _same(one, other, rtol)
-        )
-    if (
-        isinstance(a, (int, float))
-        and isinstance(b, (int, float))
-        and not isinstance(a, bool)
-        and not isinstance(b, bool)
-    ):
+        a, b = _number(a), _number(b)
+        return not isinstance(a, Tensor) and not isinstance(b, Tensor) and _same(a, b, rtol)
+    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b)):
         return math.isclose(a, b, rel_tol=rtol, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b))
     return type(a) is type(b) and a == b
+
+
+def _number(value: Any) -> Any:
+    """What a tensor with one entry holds; all else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _difference(mine: list, expected: list, rtol: float) -> str:
     """For an answer with a mistake that the bank does not know: the first case in which it differs,
     and how."""
-    place = next(
-        k for k, pair in enumerate(zip(mine, expected, strict=True)) if not _same(*pair, rtol)
-    )
-    got, want = mine[place], expected[place]
-    if isinstance(got, Tensor) and isinstance(want, Tensor) and got.shape != want.shape:
-        return f"case {place + 1} has shape {[*got.shape]} where {[*want.shape]} is expected."
-    if isinstance(want, Tensor) and isinstance(got, Tensor):
-        return f"case {place + 1} differs in {int((got != want).sum())} of {want.numel()} entries."
-    return (
-        f"case {place + 1} is of type {type(got).__name__}, expected {type(want).__name__}."
-        if type(got) is not type(want)
-        else f"case {place + 1} is not what the reference gives."
-    )
+    place = 0
+    while _same(mine[place], expected[place], rtol):
+        place += 1
+    got, want, case = mine[place], expected[place], f"case {place + 1}"
+    if isinstance(got, Tensor) and isinstance(want, Tensor):
+        if got.shape != want.shape:
+            return f"{case} has shape {[*got.shape]} where {[*want.shape]} is expected."
+        return f"{case} differs in {int((got != want).sum())} of {want.numel()} entries."
+    if type(got) is not type(want):
+        return f"{case} is of type {type(got).__name__}, expected {type(want).__name__}."
+    return f"{case} is not what the reference gives."

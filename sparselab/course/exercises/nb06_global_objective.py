@@ -3,42 +3,55 @@
 import torch
 from torch import Tensor
 
-from .checking import Exercise
-
-
-def _draw(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from .checking import Exercise, mistakes, normal
 
 
 # 06.1: what a mask costs, by the diagonal of the curvature
 def _rise(weights, curvatures, masks):
-    return sum(
-        (0.5 * f * w**2)[~mask].sum().item()
-        for w, f, mask in zip(weights, curvatures, masks, strict=True)
-    )
+    return _priced(weights, curvatures, masks, lambda w, f: 0.5 * f * w**2)
+
+
+def _priced(weights, curvatures, masks, price):
+    """The sum of the prices of all weights that are pruned."""
+    total = 0.0
+    for w, f, mask in zip(weights, curvatures, masks, strict=True):
+        total += price(w, f)[~mask].sum().item()
+    return total
 
 
 def _rise_by_products(weights, curvatures, masks):
     """The same, with changes written out: to prune a weight is to change it by -w."""
-    changes = [torch.where(mask, 0.0, -w) for w, mask in zip(weights, masks, strict=True)]
-    return (
-        float(
-            sum((f * change.square()).sum() for f, change in zip(curvatures, changes, strict=True))
-        )
-        / 2
-    )
+    twice = 0.0
+    for w, f, mask in zip(weights, curvatures, masks, strict=True):
+        change = torch.where(mask, 0.0, -w)
+        twice += (f * change.square()).sum().item()
+    return twice / 2
 
 
-def _priced(price):
-    return lambda weights, curvatures, masks: sum(
-        price(w, f)[~mask].sum().item()
-        for w, f, mask in zip(weights, curvatures, masks, strict=True)
-    )
+def _rise_of_the_kept(weights, curvatures, masks):
+    """you add the prices of the weights that are kept. A mask is True where a weight is kept:
+    pruned is ~mask."""
+    return _rise(weights, curvatures, [~mask for mask in masks])
 
 
-_WEIGHTS = [_draw(2, 3, seed=1), _draw(4, 2, seed=2, scale=5)]
-_CURVATURES = [_draw(2, 3, seed=3).square(), 0.01 * _draw(4, 2, seed=4).square()]
-_MASKS = [_draw(2, 3, seed=5) > 0, _draw(4, 2, seed=6) > 0]
+def _without_half(*case):
+    """the factor 1/2 of the second-order term is missing: think of Taylor's formula."""
+    return _priced(*case, lambda w, f: f * w**2)
+
+
+def _not_squared(*case):
+    """the weight enters squared: the change is -w, and it stands on both sides of the matrix."""
+    return _priced(*case, lambda w, f: 0.5 * f * w.abs())
+
+
+def _without_curvature(*case):
+    """that is the price of magnitude pruning. Where is the curvature?"""
+    return _priced(*case, lambda w, f: 0.5 * w**2)
+
+
+_WEIGHTS = [normal(2, 3, seed=1), normal(4, 2, seed=2, scale=5)]
+_CURVATURES = [normal(2, 3, seed=3).square(), 0.01 * normal(4, 2, seed=4).square()]
+_MASKS = [normal(2, 3, seed=5) > 0, normal(4, 2, seed=6) > 0]
 RISE = Exercise(
     _rise,
     (
@@ -46,21 +59,7 @@ RISE = Exercise(
         (_WEIGHTS, _CURVATURES, [~mask for mask in _MASKS]),
         (_WEIGHTS[1:], _CURVATURES[1:], _MASKS[1:]),
     ),
-    wrong={
-        "you add the prices of the weights that are kept. A mask is True where a weight is "
-        "kept: pruned is ~mask.": lambda weights, curvatures, masks: _rise(
-            weights, curvatures, [~mask for mask in masks]
-        ),
-        "the factor 1/2 of the second-order term is missing: think of Taylor's formula.": _priced(
-            lambda w, f: f * w**2
-        ),
-        "the weight enters squared: the change is -w, and it stands on both sides of the matrix.": (
-            _priced(lambda w, f: 0.5 * f * w.abs())
-        ),
-        "that is the price of magnitude pruning. Where is the curvature?": _priced(
-            lambda w, f: 0.5 * w**2
-        ),
-    },
+    mistakes(_rise_of_the_kept, _without_half, _not_squared, _without_curvature),
     right=(_rise_by_products,),
     kind="warm-up",
     minutes=4,
@@ -69,67 +68,57 @@ RISE = Exercise(
 
 # 06.2: two errors and what they make of each other
 def _split(weight, new, hidden, new_hidden):
-    passed, own = weight @ (hidden - new_hidden), (weight - new) @ new_hidden
+    return _squares(weight @ (hidden - new_hidden), (weight - new) @ new_hidden)
+
+
+def _squares(passed, own):
     return (passed**2).sum().item(), (own**2).sum().item(), 2 * (passed * own).sum().item()
 
 
 def _split_by_total(weight, new, hidden, new_hidden):
     """The same: the third is what the first two lack of the whole."""
     passed, own = weight @ (hidden - new_hidden), (weight - new) @ new_hidden
-    first, second, whole = (part.square().sum().item() for part in (passed, own, passed + own))
-    return first, second, whole - first - second
+    first, second = passed.square().sum().item(), own.square().sum().item()
+    return first, second, (passed + own).square().sum().item() - first - second
 
 
 def _split_dense_input(weight, new, hidden, new_hidden):
-    passed, own = weight @ (hidden - new_hidden), (weight - new) @ hidden
-    return (passed**2).sum().item(), (own**2).sum().item(), 2 * (passed * own).sum().item()
+    """the second layer's own error is made on the inputs that it really gets, those of the pruned
+    first layer: with the dense ones the three do not add up to the whole."""
+    return _squares(weight @ (hidden - new_hidden), (weight - new) @ hidden)
 
 
 def _split_pruned_weight(weight, new, hidden, new_hidden):
-    passed, own = new @ (hidden - new_hidden), (weight - new) @ new_hidden
-    return (passed**2).sum().item(), (own**2).sum().item(), 2 * (passed * own).sum().item()
+    """what the first layer hands on goes through the dense second layer, or the change of the
+    second is counted twice: the three do not add up to the whole."""
+    return _squares(new @ (hidden - new_hidden), (weight - new) @ new_hidden)
 
 
 def _split_once(weight, new, hidden, new_hidden):
+    """the square of a sum has twice the product in it: the factor 2 of the third term is
+    missing."""
     first, second, third = _split(weight, new, hidden, new_hidden)
     return first, second, third / 2
 
 
 def _split_absolute(weight, new, hidden, new_hidden):
+    """the third term has a sign, and the sign is the point: negative means that the errors
+    cancel."""
     first, second, third = _split(weight, new, hidden, new_hidden)
     return first, second, abs(third)
 
 
 def _pair_case(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weight, hidden = _draw(3, 4, seed=seed), _draw(4, 8, seed=seed + 1).relu()
-    return (
-        weight,
-        weight * (_draw(3, 4, seed=seed + 2) > 0),
-        hidden,
-        (hidden + 0.5 * _draw(4, 8, seed=seed + 3)).relu(),
-    )
+    weight, hidden = normal(3, 4, seed=seed), normal(4, 8, seed=seed + 1).relu()
+    new = weight * (normal(3, 4, seed=seed + 2) > 0)
+    return weight, new, hidden, (hidden + normal(4, 8, seed=seed + 3, scale=0.5)).relu()
 
 
-_PAIRS = [_pair_case(seed) for seed in (10, 20, 30, 40, 50, 60)]
 SPLIT = Exercise(
     _split,
-    tuple(_PAIRS),
-    wrong={
-        "the second layer's own error is made on the inputs that it really gets, those of the "
-        "pruned first layer: with the dense ones the three do not add up to the whole.": (
-            _split_dense_input
-        ),
-        "what the first layer hands on goes through the dense second layer, or the change of "
-        "the second is counted twice: the three do not add up to the whole.": (
-            _split_pruned_weight
-        ),
-        "the square of a sum has twice the product in it: the factor 2 of the third term is "
-        "missing.": (_split_once),
-        "the third term has a sign, and the sign is the point: negative means that the errors "
-        "cancel.": (_split_absolute),
-    },
+    tuple(map(_pair_case, (10, 20, 30, 40, 50, 60))),
+    mistakes(_split_dense_input, _split_pruned_weight, _split_once, _split_absolute),
     right=(_split_by_total,),
-    kind="core",
     minutes=6,
 )
 
@@ -140,41 +129,43 @@ def _training_bytes(parameters, saved_per_window, windows):
 
 
 def _training_bytes_in_words(parameters, saved_per_window, windows):
-    weights, gradients, copy, moments = (
-        2 * parameters,
-        2 * parameters,
-        4 * parameters,
-        2 * 4 * parameters,
-    )
+    weights, gradients, copy = 2 * parameters, 2 * parameters, 4 * parameters
+    moments = 2 * copy
     return weights + gradients + copy + moments + windows * saved_per_window
+
+
+def _one_moment(parameters, saved, windows):
+    """Adam keeps two numbers a parameter, the mean of the gradients and that of their squares: one
+    is missing."""
+    return parameters * (2 + 2 + 4 + 4) + saved * windows
+
+
+def _without_gradients(parameters, saved, windows):
+    """the gradients are missing: two bytes a parameter."""
+    return parameters * (2 + 4 + 4 + 4) + saved * windows
+
+
+def _four_bytes_for_two(parameters, saved, windows):
+    """fp16 takes two bytes, not four: weights and gradients are too large, the rest is right."""
+    return parameters * (4 + 4 + 4 + 4 + 4) + saved * windows
+
+
+def _one_window(parameters, saved, windows):
+    """the activations of every window are kept until the backward pass: they grow with the number
+    of windows."""
+    return parameters * (2 + 2 + 4 + 4 + 4) + saved
+
+
+def _in_bits(parameters, saved, windows):
+    """the result is wanted in bytes, and this is in bits."""
+    return 8 * (parameters * (2 + 2 + 4 + 4 + 4) + saved * windows)
 
 
 TRAINING = Exercise(
     _training_bytes,
     ((7_000_000, 30_000_000, 1), (13_015_864_320, 22_000_000_000, 1), (1_000_000, 5_000_000, 8)),
-    wrong={
-        "Adam keeps two numbers a parameter, the mean of the gradients and that of their "
-        "squares: one is missing.": (
-            lambda parameters, saved, windows: parameters * (2 + 2 + 4 + 4) + saved * windows
-        ),
-        "the gradients are missing: two bytes a parameter.": (
-            lambda parameters, saved, windows: parameters * (2 + 4 + 4 + 4) + saved * windows
-        ),
-        "fp16 takes two bytes, not four: weights and gradients are too large, the rest is right.": (
-            lambda parameters, saved, windows: parameters * (4 + 4 + 4 + 4 + 4) + saved * windows
-        ),
-        "the activations of every window are kept until the backward pass: they grow with the "
-        "number of windows.": (
-            lambda parameters, saved, windows: parameters * (2 + 2 + 4 + 4 + 4) + saved
-        ),
-        "the result is wanted in bytes, and this is in bits.": (
-            lambda parameters, saved, windows: (
-                8 * (parameters * (2 + 2 + 4 + 4 + 4) + saved * windows)
-            )
-        ),
-    },
+    mistakes(_one_moment, _without_gradients, _four_bytes_for_two, _one_window, _in_bits),
     right=(_training_bytes_in_words,),
-    kind="core",
     minutes=5,
 )
 
@@ -191,43 +182,46 @@ def _gradual(weight, sparsity, ramp):
     return masks
 
 
-def _gradual_by_ranks(weight, sparsity, ramp):
-    """The same, from each weight's rank."""
+def _scheduled(weight, sparsity, ramp, share):
+    """The masks where share(step) of the sparsity is reached in each step, from the weights'
+    ranks."""
     ranks = weight.abs().flatten().argsort().argsort().view_as(weight)
-    shares = (sparsity * (1 - (1 - step / ramp) ** 3) for step in range(1, ramp + 1))
-    return [ranks >= int(share * weight.numel() + 1e-6) for share in shares]
-
-
-def _gradual_with(share):
-    """A schedule share(sparsity, step / ramp) in place of the right one."""
-
-    def masks(weight, sparsity, ramp):
-        ranks = weight.abs().flatten().argsort().argsort().view_as(weight)
-        return [
-            ranks >= int(share(sparsity, step, ramp) * weight.numel() + 1e-6)
-            for step in range(1, ramp + 1)
-        ]
-
+    masks = []
+    for step in range(1, ramp + 1):
+        masks.append(ranks >= int(sparsity * share(step) * weight.numel() + 1e-6))
     return masks
+
+
+def _gradual_by_ranks(weight, sparsity, ramp):
+    return _scheduled(weight, sparsity, ramp, lambda step: 1 - (1 - step / ramp) ** 3)
+
+
+def _final_share_at_once(weight, sparsity, ramp):
+    """every step prunes the final share: `now` is computed and never used, as in the published
+    code."""
+    return _scheduled(weight, sparsity, ramp, lambda step: 1)
+
+
+def _falling_share(weight, sparsity, ramp):
+    """the share falls from step to step: it must begin near 0 and end at the final sparsity."""
+    return _scheduled(weight, sparsity, ramp, lambda step: (1 - (step - 1) / ramp) ** 3)
+
+
+def _one_step_late(weight, sparsity, ramp):
+    """the last mask is not yet at the final sparsity: the steps count from 1 to ramp."""
+    return _scheduled(weight, sparsity, ramp, lambda step: 1 - (1 - (step - 1) / ramp) ** 3)
+
+
+def _straight_line(weight, sparsity, ramp):
+    """a straight line from 0 to the final share: the schedule is cubic, quick at first and slow at
+    the end."""
+    return _scheduled(weight, sparsity, ramp, lambda step: step / ramp)
 
 
 GRADUAL = Exercise(
     _gradual,
-    ((_draw(4, 6, seed=70), 0.75, 6), (_draw(5, 8, seed=71), 0.6, 5)),
-    wrong={
-        "every step prunes the final share: `now` is computed and never used, as in the "
-        "published code.": _gradual_with(lambda sparsity, step, ramp: sparsity),
-        "the share falls from step to step: it must begin near 0 and end at the final sparsity.": (
-            _gradual_with(lambda sparsity, step, ramp: sparsity * (1 - (step - 1) / ramp) ** 3)
-        ),
-        "the last mask is not yet at the final sparsity: the steps count from 1 to ramp.": (
-            _gradual_with(
-                lambda sparsity, step, ramp: sparsity * (1 - (1 - (step - 1) / ramp) ** 3)
-            )
-        ),
-        "a straight line from 0 to the final share: the schedule is cubic, quick at first and "
-        "slow at the end.": _gradual_with(lambda sparsity, step, ramp: sparsity * step / ramp),
-    },
+    ((normal(4, 6, seed=70), 0.75, 6), (normal(5, 8, seed=71), 0.6, 5)),
+    mistakes(_final_share_at_once, _falling_share, _one_step_late, _straight_line),
     right=(_gradual_by_ranks,),
     kind="find-the-bug",
     minutes=6,
@@ -247,35 +241,34 @@ def _half_variance_by_moments(logits, change):
 
 
 def _second_moment(logits, change):
+    """a constant added to all logits of a token changes nothing, but it changes your number: take
+    the mean off first."""
     return 0.5 * (logits.softmax(-1) * change**2).sum(-1).mean()
 
 
 def _variance(logits, change):
+    """the factor 1/2 of the second-order term is missing."""
     return 2 * _half_variance(logits, change)
 
 
 def _uniform_variance(logits, change):
+    """every word counts the same in your variance: words that the model never says must weigh
+    nothing. Weight by p."""
     return 0.5 * change.var(-1, unbiased=False).mean()
 
 
 def _summed(logits, change):
+    """the result is per token: take the mean over the tokens, not the sum."""
     return _half_variance(logits, change) * len(logits)
 
 
 HALF_VARIANCE = Exercise(
     _half_variance,
     (
-        (_draw(5, 7, seed=80, scale=2), _draw(5, 7, seed=81)),
-        (_draw(3, 9, seed=82), 1 + 0.1 * _draw(3, 9, seed=83)),
+        (normal(5, 7, seed=80, scale=2), normal(5, 7, seed=81)),
+        (normal(3, 9, seed=82), 1 + 0.1 * normal(3, 9, seed=83)),
     ),
-    wrong={
-        "a constant added to all logits of a token changes nothing, but it changes your number: "
-        "take the mean off first.": (_second_moment),
-        "the factor 1/2 of the second-order term is missing.": _variance,
-        "every word counts the same in your variance: words that the model never says must "
-        "weigh nothing. Weight by p.": (_uniform_variance),
-        "the result is per token: take the mean over the tokens, not the sum.": _summed,
-    },
+    mistakes(_second_moment, _variance, _uniform_variance, _summed),
     right=(_half_variance_by_moments,),
     kind="stretch",
     minutes=10,

@@ -4,15 +4,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from .checking import Exercise
+from .checking import Exercise, mistakes, normal
 
 STEEPEST = 1.0998  # the largest slope of SiLU
-
-
-def _draw(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 # 08.1: how large z may be
@@ -20,23 +15,38 @@ def _largest_z(rate, alpha, gamma):
     return math.sqrt((1 / rate - alpha) / gamma) / STEEPEST
 
 
+def _largest_z_at_once(rate, alpha, gamma):
+    return ((1 / rate - alpha) / (gamma * STEEPEST**2)) ** 0.5
+
+
+def _squared_z(rate, alpha, gamma):
+    """that is z squared: (5) bounds z^2, take the root."""
+    return (1 / rate - alpha) / gamma / STEEPEST**2
+
+
+def _without_alpha(rate, alpha, gamma):
+    """the alpha term has curvature too: 2 alpha goes off the bound 2 / rate before z gets its
+    share."""
+    return math.sqrt(1 / rate / gamma) / STEEPEST
+
+
+def _root_of_slope(rate, alpha, gamma):
+    """the slope of SiLU is squared in (5): its root takes it out as STEEPEST, not as the root of
+    it."""
+    return math.sqrt((1 / rate - alpha) / gamma / STEEPEST)
+
+
+def _factor_two_once(rate, alpha, gamma):
+    """the squares bring a factor of 2 to the gradient, in both terms: rate (2 alpha + 2 gamma z^2
+    slope^2) < 2."""
+    return math.sqrt(max(2 / rate - alpha, 0) / gamma) / STEEPEST
+
+
 STABLE = Exercise(
     _largest_z,
     ((0.01, 5.0, 5.0), (0.01, 0.1, 0.1), (0.2, 1.0, 0.5)),
-    {
-        "that is z squared: (5) bounds z^2, take the root.": (
-            lambda rate, alpha, gamma: (1 / rate - alpha) / gamma / STEEPEST**2
-        ),
-        "the alpha term has curvature too: 2 alpha goes off the bound 2 / rate before z gets "
-        "its share.": (lambda rate, alpha, gamma: math.sqrt(1 / rate / gamma) / STEEPEST),
-        "the slope of SiLU is squared in (5): its root takes it out as STEEPEST, not as the "
-        "root of it.": lambda rate, alpha, gamma: math.sqrt((1 / rate - alpha) / gamma / STEEPEST),
-        "the squares bring a factor of 2 to the gradient, in both terms: rate (2 alpha + 2 "
-        "gamma z^2 slope^2) < 2.": (
-            lambda rate, alpha, gamma: math.sqrt(max(2 / rate - alpha, 0) / gamma) / STEEPEST
-        ),
-    },
-    right=(lambda rate, alpha, gamma: ((1 / rate - alpha) / (gamma * STEEPEST**2)) ** 0.5,),
+    mistakes(_squared_z, _without_alpha, _root_of_slope, _factor_two_once),
+    right=(_largest_z_at_once,),
     kind="warm-up",
     minutes=4,
 )
@@ -47,43 +57,46 @@ def _gated_z(p, m, gate, alpha, gamma):
     return (alpha * m + gamma * gate * p) / (alpha + gamma * gate**2)
 
 
+def _published_z(p, m, gate, alpha, gamma):
+    """that is the published formula, which holds for alpha = gamma alone: both penalties have
+    cancelled."""
+    return (m + gate * p) / (1 + gate**2)
+
+
+def _penalties_exchanged(p, m, gate, alpha, gamma):
+    """alpha and gamma are exchanged: alpha belongs to m, the side of the matrix."""
+    return (gamma * m + alpha * gate * p) / (gamma + alpha * gate**2)
+
+
+def _gate_not_squared(p, m, gate, alpha, gamma):
+    """the gate is not squared in the denominator: the inner derivative brings a second factor."""
+    return (alpha * m + gamma * gate * p) / (alpha + gamma * gate.abs())
+
+
+def _z_from_p(p, m, gate, alpha, gamma):
+    """p / gate alone leaves out the alpha term, and explodes where the gate is shut."""
+    return p / gate
+
+
+def _p_without_gate(p, m, gate, alpha, gamma):
+    """p must be multiplied by the gate: where the gate is shut, p says nothing about z."""
+    return (alpha * m + gamma * p) / (alpha + gamma * gate**2)
+
+
+def _gated_z_from_m(p, m, gate, alpha, gamma):
+    return m + gamma * gate * (p - gate * m) / (alpha + gamma * gate**2)
+
+
+def _gated_case(k, alpha, gamma):
+    gate = F.silu(normal(40, seed=k + 2, scale=2.0))
+    return normal(40, seed=k), normal(40, seed=k + 1), gate, alpha, gamma
+
+
 GATED = Exercise(
     _gated_z,
-    tuple(
-        (
-            _draw(40, seed=k),
-            _draw(40, seed=k + 1),
-            F.silu(_draw(40, seed=k + 2, scale=2.0)),
-            *penalties,
-        )
-        for k, penalties in ((1, (1.0, 1.0)), (5, (0.1, 5.0)), (9, (5.0, 0.1)))
-    ),
-    {
-        "that is the published formula, which holds for alpha = gamma alone: both penalties "
-        "have cancelled.": (lambda p, m, gate, alpha, gamma: (m + gate * p) / (1 + gate**2)),
-        "alpha and gamma are exchanged: alpha belongs to m, the side of the matrix.": (
-            lambda p, m, gate, alpha, gamma: (
-                (gamma * m + alpha * gate * p) / (gamma + alpha * gate**2)
-            )
-        ),
-        "the gate is not squared in the denominator: the inner derivative brings a second "
-        "factor.": (
-            lambda p, m, gate, alpha, gamma: (
-                (alpha * m + gamma * gate * p) / (alpha + gamma * gate.abs())
-            )
-        ),
-        "p / gate alone leaves out the alpha term, and explodes where the gate is shut.": (
-            lambda p, m, gate, alpha, gamma: p / gate
-        ),
-        "p must be multiplied by the gate: where the gate is shut, p says nothing about z.": (
-            lambda p, m, gate, alpha, gamma: (alpha * m + gamma * p) / (alpha + gamma * gate**2)
-        ),
-    },
-    right=(
-        lambda p, m, gate, alpha, gamma: (
-            m + gamma * gate * (p - gate * m) / (alpha + gamma * gate**2)
-        ),
-    ),
+    (_gated_case(1, 1.0, 1.0), _gated_case(5, 0.1, 5.0), _gated_case(9, 5.0, 0.1)),
+    mistakes(_published_z, _penalties_exchanged, _gate_not_squared, _z_from_p, _p_without_gate),
+    right=(_gated_z_from_m,),
     kind="find-the-bug",
     minutes=5,
 )
@@ -95,42 +108,41 @@ def _accept(s, new, cost, new_cost):
 
 
 def _accept_nan(s, new, cost, new_cost):
+    """a comparison with NaN is False, so where(new_cost > cost, s, new) lets NaN in. Ask for what
+    is better instead."""
     return torch.where(new_cost > cost, s, new)
 
 
 def _accept_all(s, new, cost, new_cost):
+    """one verdict for all: each element has its own minimum, and must accept or refuse on its
+    own."""
     return new if new_cost.nan_to_num(nan=torch.inf).sum() < cost.sum() else s
 
 
+def _accept_blindly(s, new, cost, new_cost):
+    """every step is taken, the bad ones too."""
+    return new
+
+
+def _accept_worse(s, new, cost, new_cost):
+    """the wrong way round: you keep what makes it worse."""
+    return torch.where(new_cost < cost, s, new)
+
+
+def _accept_unless_worse(s, new, cost, new_cost):
+    return torch.where(~(new_cost < cost), s, new)
+
+
 INF, NAN = torch.inf, torch.nan
+STEPS = [[1.0, 2, 3, 4], [1.5, 9, NAN, -INF], [1.0, 1, 1, 1], [0.5, 7, NAN, INF]]
 ACCEPT = Exercise(
     _accept,
     (
-        (
-            torch.tensor([1.0, 2, 3, 4]),
-            torch.tensor([1.5, 9, NAN, -INF]),
-            torch.tensor([1.0, 1, 1, 1]),
-            torch.tensor([0.5, 7, NAN, INF]),
-        ),
-        (
-            torch.tensor([0.5, -1, 2]),
-            torch.tensor([0.4, -2, 1]),
-            torch.tensor([4.0, 4, 4]),
-            torch.tensor([3.0, 5, 1]),
-        ),
+        tuple(torch.tensor(STEPS)),
+        tuple(torch.tensor([[0.5, -1, 2], [0.4, -2, 1], [4.0, 4, 4], [3.0, 5, 1]])),
     ),
-    {
-        "a comparison with NaN is False, so where(new_cost > cost, s, new) lets NaN in. Ask for "
-        "what is better instead.": (_accept_nan),
-        "one verdict for all: each element has its own minimum, and must accept or refuse on "
-        "its own.": (_accept_all),
-        "every step is taken, the bad ones too.": lambda s, new, cost, new_cost: new,
-        "the wrong way round: you keep what makes it worse.": lambda s, new, cost, new_cost: (
-            torch.where(new_cost < cost, s, new)
-        ),
-    },
-    right=(lambda s, new, cost, new_cost: torch.where(~(new_cost < cost), s, new),),
-    kind="core",
+    mistakes(_accept_nan, _accept_all, _accept_blindly, _accept_worse),
+    right=(_accept_unless_worse,),
     minutes=5,
 )
 
@@ -157,46 +169,40 @@ def _curvature_by_autograd(s, p, z, alpha, gamma):
 
 
 def _gauss_newton(s, p, z, alpha, gamma):
+    """that is Gauss-Newton's curvature, which leaves out how SiLU bends: it is always positive, the
+    true one is not."""
     return 2 * alpha + 2 * gamma * (z * _slopes(s)[1]) ** 2
 
 
 def _curvature_wrong_sign(s, p, z, alpha, gamma):
+    """the sign of the bending term: the residual is p - SiLU(s) z, and its derivative in s is
+    negative."""
     silu, first, second = _slopes(s)
     return 2 * alpha + 2 * gamma * ((z * first) ** 2 + (p - silu * z) * z * second)
 
 
 def _curvature_without_z(s, p, z, alpha, gamma):
+    """the bending term lacks z: d^2 (SiLU(s) z) / ds^2 = z SiLU''(s)."""
     silu, first, second = _slopes(s)
     return 2 * alpha + 2 * gamma * ((z * first) ** 2 - (p - silu * z) * second)
 
 
 def _curvature_halved(s, p, z, alpha, gamma):
+    """half of it: the costs are squares without 1/2, so both terms carry a factor of 2."""
     return _curvature(s, p, z, alpha, gamma) / 2
+
+
+def _gate_case(k):
+    """s, p, and z or m."""
+    s, p = normal(30, seed=k, scale=2.0), normal(30, seed=k + 1, scale=3.0)
+    return s, p, normal(30, seed=k + 2, scale=2.0)
 
 
 CURVATURE = Exercise(
     _curvature,
-    tuple(
-        (
-            _draw(30, seed=k, scale=2.0),
-            _draw(30, seed=k + 1, scale=3.0),
-            _draw(30, seed=k + 2, scale=2.0),
-            *penalties,
-        )
-        for k, penalties in ((1, (1.0, 1.0)), (5, (0.3, 2.0)))
-    ),
-    {
-        "that is Gauss-Newton's curvature, which leaves out how SiLU bends: it is always "
-        "positive, the true one is not.": (_gauss_newton),
-        "the sign of the bending term: the residual is p - SiLU(s) z, and its derivative in s "
-        "is negative.": (_curvature_wrong_sign),
-        "the bending term lacks z: d^2 (SiLU(s) z) / ds^2 = z SiLU''(s).": _curvature_without_z,
-        "half of it: the costs are squares without 1/2, so both terms carry a factor of 2.": (
-            _curvature_halved
-        ),
-    },
+    ((*_gate_case(1), 1.0, 1.0), (*_gate_case(5), 0.3, 2.0)),
+    mistakes(_gauss_newton, _curvature_wrong_sign, _curvature_without_z, _curvature_halved),
     right=(_curvature_by_autograd,),
-    kind="core",
     minutes=10,
     rtol=1e-3,
 )
@@ -215,43 +221,36 @@ def _reduced_by_insertion(s, p, m, g, alpha, gamma):
 
 
 def _reduced_without_alpha(s, p, m, g, alpha, gamma):
+    """a factor alpha is missing: with the best z, both terms together are alpha gamma (...)^2 /
+    (alpha + gamma gate^2)."""
     gate = F.silu(s)
     return alpha * (s - g) ** 2 + gamma * (p - gate * m) ** 2 / (alpha + gamma * gate**2)
 
 
 def _reduced_without_price(s, p, m, g, alpha, gamma):
+    """the price alpha (z - m)^2 of moving z is missing."""
     z = _gated_z(p, m, F.silu(s), alpha, gamma)
     return alpha * (s - g) ** 2 + gamma * (p - F.silu(s) * z) ** 2
 
 
 def _reduced_at_m(s, p, m, g, alpha, gamma):
+    """z stays at m: that is the cost before z has moved. Insert the z of (3)."""
     return alpha * (s - g) ** 2 + gamma * (p - F.silu(s) * m) ** 2
 
 
 def _reduced_equal(s, p, m, g, alpha, gamma):
+    """the denominator holds for alpha = gamma = 1 alone."""
     gate = F.silu(s)
     return alpha * (s - g) ** 2 + alpha * gamma * (p - gate * m) ** 2 / (1 + gate**2)
 
 
 REDUCED = Exercise(
     _reduced,
-    tuple(
-        (
-            _draw(30, seed=k, scale=2.0),
-            _draw(30, seed=k + 1, scale=3.0),
-            _draw(30, seed=k + 2, scale=2.0),
-            _draw(30, seed=k + 3),
-            *penalties,
-        )
-        for k, penalties in ((1, (1.0, 2.0)), (5, (0.3, 2.0)))
+    (
+        (*_gate_case(1), normal(30, seed=4), 1.0, 2.0),
+        (*_gate_case(5), normal(30, seed=8), 0.3, 2.0),
     ),
-    {
-        "a factor alpha is missing: with the best z, both terms together are alpha gamma "
-        "(...)^2 / (alpha + gamma gate^2).": (_reduced_without_alpha),
-        "the price alpha (z - m)^2 of moving z is missing.": _reduced_without_price,
-        "z stays at m: that is the cost before z has moved. Insert the z of (3).": _reduced_at_m,
-        "the denominator holds for alpha = gamma = 1 alone.": _reduced_equal,
-    },
+    mistakes(_reduced_without_alpha, _reduced_without_price, _reduced_at_m, _reduced_equal),
     right=(_reduced_by_insertion,),
     kind="stretch",
     minutes=12,

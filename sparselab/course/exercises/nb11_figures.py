@@ -4,32 +4,93 @@ import math
 
 import torch
 
-from .checking import Exercise
+from .checking import Exercise, mistakes, normal
 
 
 # 11.1 which weights stay
 def _kept_by_size(dense, pruned, groups):
-    order = dense.abs().flatten().argsort()
-    return (pruned != 0).flatten()[order].float().view(groups, -1).mean(1)
+    return _kept_in_order(dense.abs(), pruned, groups)
 
 
-def _kept_in_order(order, pruned, groups):
-    return (pruned != 0).flatten()[order.flatten().argsort()].float().view(groups, -1).mean(1)
+def _kept_in_order(keys, pruned, groups):
+    kept = (pruned != 0).flatten()[keys.flatten().argsort()]
+    return kept.float().view(groups, -1).mean(1)
+
+
+def _kept_by_chunks(dense, pruned, groups):
+    order = dense.abs().flatten().sort().indices
+    return torch.stack(
+        [part.float().mean() for part in (pruned.flatten()[order] != 0).chunk(groups)]
+    )
+
+
+def _by_pruned_size(dense, pruned, groups):
+    """the groups go by the size in the dense matrix: a repaired weight has another size, and a
+    pruned one none"""
+    return _kept_in_order(pruned.abs(), pruned, groups)
+
+
+def _by_signed_size(dense, pruned, groups):
+    """size is the absolute value: large negative weights are large"""
+    return _kept_in_order(dense, pruned, groups)
+
+
+def _largest_first(dense, pruned, groups):
+    """from the smallest to the largest: that is the other way round"""
+    return _kept_by_size(dense, pruned, groups).flip(0)
+
+
+def _share_of_zeros(dense, pruned, groups):
+    """that is the share of zeros: kept is the rest"""
+    return 1 - _kept_by_size(dense, pruned, groups)
+
+
+def _not_divided(dense, pruned, groups):
+    """shares, not numbers of weights: divide by the size of a group"""
+    return _kept_by_size(dense, pruned, groups) * (dense.numel() // groups)
 
 
 # 11.2 may two numbers be compared
 KEYS = ("model", "dataset", "seqlen", "layers", "windows")
-THEIRS = {
-    "model": "opt-125m",
-    "dataset": "wikitext2",
-    "seqlen": 2048,
-    "layers": "first half",
-    "windows": 140,
-}
+THEIRS = dict(zip(KEYS, ("opt-125m", "wikitext2", 2048, "first half", 140), strict=True))
 
 
 def _differences(ours, theirs):
-    return [key for key in KEYS if ours.get(key) is None or ours.get(key) != theirs.get(key)]
+    return _keys(ours, theirs, lambda a, b: a is None or a != b)
+
+
+def _keys(ours, theirs, differ):
+    """The keys whose two values differ, by some rule."""
+    return [key for key in KEYS if differ(ours.get(key), theirs.get(key))]
+
+
+def _not_known_equal(ours, theirs):
+    return _keys(ours, theirs, lambda a, b: not (a == b is not None))
+
+
+def _known_to_both(ours, theirs):
+    """a key that one of them does not know is a difference: what is not said is not the same"""
+    return _keys(ours, theirs, lambda a, b: a is not None and a != b)
+
+
+def _unsaid_is_same(ours, theirs):
+    """two rows that both do not say it are not the same for that"""
+    return _keys(ours, theirs, lambda a, b: a != b)
+
+
+def _that_agree(ours, theirs):
+    """those are the keys that agree"""
+    return _keys(ours, theirs, lambda a, b: a is not None and a == b)
+
+
+def _without_layers(ours, theirs):
+    """the layers count too: half of them pruned is another model"""
+    return [key for key in _differences(ours, theirs) if key != "layers"]
+
+
+def _first_one(ours, theirs):
+    """all differences are asked for, not the first"""
+    return _differences(ours, theirs)[:1]
 
 
 # 11.3 which epoch to keep
@@ -37,91 +98,107 @@ def _epoch_to_keep(epochs):
     return min(range(len(epochs)), key=lambda k: epochs[k]["error"])
 
 
+def _epoch_by_index(epochs):
+    errors = [row["error"] for row in epochs]
+    return errors.index(min(errors))
+
+
 def _loop(*pairs):
     return [{"objective": objective, "error": error} for objective, error in pairs]
 
 
+def _last_epoch(epochs):
+    """that is the bug: the last epoch need not be the best"""
+    return len(epochs) - 1
+
+
+def _lowest_objective(epochs):
+    """the objective is about the auxiliary variables too, which the model does not have: go by the
+    error"""
+    return min(range(len(epochs)), key=lambda k: epochs[k]["objective"])
+
+
+def _lowest_error_itself(epochs):
+    """that is the lowest error itself: its epoch is asked for"""
+    return min(row["error"] for row in epochs)
+
+
+def _highest_error(epochs):
+    """the lowest error, not the highest"""
+    return max(range(len(epochs)), key=lambda k: epochs[k]["error"])
+
+
+def _last_of_equals(epochs):
+    """of two equal ones the first: it costs less"""
+    return min(reversed(range(len(epochs))), key=lambda k: epochs[k]["error"])
+
+
 # 11.4 a straight line between two logarithms
-def _line(points):
-    u, v = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
-    slope = (((u - u.mean()) * (v - v.mean())).sum() / ((u - u.mean()) ** 2).sum()).item()
-    return (v.mean() - slope * u.mean()).item(), slope
-
-
 def _power_law(parameters, losses):
-    height, slope = _line(
-        [(math.log(p), math.log(x)) for p, x in zip(parameters, losses, strict=True) if x > 0]
-    )
+    p, x = _positive(parameters, losses)
+    height, slope = _line(p.log(), x.log())
+    return math.exp(height), -slope
+
+
+def _positive(parameters, losses):
+    p, x = torch.tensor([parameters, losses], dtype=torch.float64)
+    return p[x > 0], x[x > 0]
+
+
+def _line(u, v):
+    u_mean, v_mean = u.mean(), v.mean()
+    slope = ((u - u_mean) * (v - v_mean)).sum() / ((u - u_mean) ** 2).sum()
+    return (v_mean - slope * u_mean).item(), slope.item()
+
+
+def _power_law_by_solver(parameters, losses):
+    p, x = _positive(parameters, losses)
+    columns = torch.stack([torch.ones_like(p), p.log()], 1)
+    height, slope = torch.linalg.lstsq(columns, x.log()[:, None]).solution[:, 0].tolist()
     return math.exp(height), -slope
 
 
 def _without_exp(parameters, losses):
-    return math.log(_power_law(parameters, losses)[0]), _power_law(parameters, losses)[1]
+    """c, not its logarithm: take the exponential"""
+    height, slope = _power_law(parameters, losses)
+    return math.log(height), slope
 
 
 def _clamped(parameters, losses):
-    height, slope = _line(
-        [(math.log(p), math.log(max(x, 1e-3))) for p, x in zip(parameters, losses, strict=True)]
-    )
-    return math.exp(height), -slope
+    """a loss of zero or less has no logarithm: leave the point out, do not replace it"""
+    return _power_law(parameters, [max(loss, 1e-3) for loss in losses])
 
 
 def _exponential(parameters, losses):
-    height, slope = _line(
-        [(p, math.log(x)) for p, x in zip(parameters, losses, strict=True) if x > 0]
-    )
+    """that is an exponential in P: take the logarithm of the parameters too"""
+    p, x = _positive(parameters, losses)
+    height, slope = _line(p, x.log())
     return math.exp(height), -slope
 
 
 def _end_points(parameters, losses):
-    (p, x), *_, (q, y) = [point for point in zip(parameters, losses, strict=True) if point[1] > 0]
-    slope = math.log(y / x) / math.log(q / p)
-    return x / p**slope, -slope
+    """two points make a line, but all of them are to count: least squares"""
+    p, x = _positive(parameters, losses)
+    return _power_law(p[[0, -1]].tolist(), x[[0, -1]].tolist())
 
 
-def _steady(*shape, seed=11):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def _slope_not_turned(parameters, losses):
+    """b is the exponent with the minus sign already in the formula: turn the slope round"""
+    height, slope = _power_law(parameters, losses)
+    return height, -slope
 
 
-DENSE, MASK = _steady(4, 10), _steady(4, 10, seed=12) > 0
-OTHER = _steady(6, 8, seed=13)
+DENSE, MASK = normal(4, 10, seed=11), normal(4, 10, seed=12) > 0
+OTHER = normal(6, 8, seed=13)
 EXERCISES = {
     "11.1": Exercise(
         _kept_by_size,
         (
-            (DENSE, DENSE * MASK * 3 - MASK * _steady(4, 10, seed=14), 4),
+            (DENSE, DENSE * MASK * 3 - MASK * normal(4, 10, seed=14), 4),
             (OTHER, OTHER * (OTHER.abs() > 0.6), 6),
         ),
-        {
-            "the groups go by the size in the dense matrix: a repaired weight has another size, "
-            "and a pruned one none": lambda dense, pruned, groups: _kept_in_order(
-                pruned.abs(), pruned, groups
-            ),
-            "size is the absolute value: large negative weights are large": (
-                lambda dense, pruned, groups: _kept_in_order(dense, pruned, groups)
-            ),
-            "from the smallest to the largest: that is the other way round": (
-                lambda dense, pruned, groups: _kept_by_size(dense, pruned, groups).flip(0)
-            ),
-            "that is the share of zeros: kept is the rest": (
-                lambda dense, pruned, groups: 1 - _kept_by_size(dense, pruned, groups)
-            ),
-            "shares, not numbers of weights: divide by the size of a group": (
-                lambda dense, pruned, groups: (
-                    _kept_by_size(dense, pruned, groups) * (dense.numel() // groups)
-                )
-            ),
-        },
-        right=(
-            lambda dense, pruned, groups: torch.stack(
-                [
-                    part.float().mean()
-                    for part in (pruned.flatten()[dense.abs().flatten().sort().indices] != 0).chunk(
-                        groups
-                    )
-                ]
-            ),
-        ),
+        mistakes(_by_pruned_size, _by_signed_size, _largest_first, _share_of_zeros, _not_divided),
+        right=(_kept_by_chunks,),
         kind="warm-up",
         minutes=5,
     ),
@@ -134,36 +211,8 @@ EXERCISES = {
             ({"model": "opt-125m", "dataset": "c4", "seqlen": 2048}, THEIRS),
             ({**THEIRS, "windows": None}, {**THEIRS, "windows": None}),
         ),
-        {
-            "a key that one of them does not know is a difference: what is not said is not the "
-            "same": lambda ours, theirs: [
-                key
-                for key in KEYS
-                if key in ours and ours[key] is not None and ours[key] != theirs.get(key)
-            ],
-            "two rows that both do not say it are not the same for that": lambda ours, theirs: [
-                key for key in KEYS if ours.get(key) != theirs.get(key)
-            ],
-            "those are the keys that agree": lambda ours, theirs: [
-                key
-                for key in KEYS
-                if ours.get(key) is not None and ours.get(key) == theirs.get(key)
-            ],
-            "the layers count too: half of them pruned is another model": lambda ours, theirs: [
-                key for key in _differences(ours, theirs) if key != "layers"
-            ],
-            "all differences are asked for, not the first": lambda ours, theirs: _differences(
-                ours, theirs
-            )[:1],
-        },
-        right=(
-            lambda ours, theirs: [
-                key
-                for key in KEYS
-                if not (key in ours and ours[key] == theirs.get(key) is not None)
-            ],
-        ),
-        kind="core",
+        mistakes(_known_to_both, _unsaid_is_same, _that_agree, _without_layers, _first_one),
+        right=(_not_known_equal,),
         minutes=6,
     ),
     "11.3": Exercise(
@@ -174,27 +223,10 @@ EXERCISES = {
             (_loop((5, 0.4), (6, 0.2), (1, 0.2), (2, 0.3)),),
             (_loop((1, 0.3), (2, 0.2)),),
         ),
-        {
-            "that is the bug: the last epoch need not be the best": lambda epochs: len(epochs) - 1,
-            "the objective is about the auxiliary variables too, which the model does not have: "
-            "go by the error": lambda epochs: min(
-                range(len(epochs)), key=lambda k: epochs[k]["objective"]
-            ),
-            "that is the lowest error itself: its epoch is asked for": lambda epochs: min(
-                row["error"] for row in epochs
-            ),
-            "the lowest error, not the highest": lambda epochs: max(
-                range(len(epochs)), key=lambda k: epochs[k]["error"]
-            ),
-            "of two equal ones the first: it costs less": lambda epochs: min(
-                reversed(range(len(epochs))), key=lambda k: epochs[k]["error"]
-            ),
-        },
-        right=(
-            lambda epochs: [row["error"] for row in epochs].index(
-                min(row["error"] for row in epochs)
-            ),
+        mistakes(
+            _last_epoch, _lowest_objective, _lowest_error_itself, _highest_error, _last_of_equals
         ),
+        right=(_epoch_by_index,),
         kind="find-the-bug",
         minutes=6,
     ),
@@ -204,21 +236,8 @@ EXERCISES = {
             ([1.0, 2.0, 4.0, 9.0], [1.0, 0.6, 0.2, 0.1]),
             ([1.3, 2.7, 6.7, 66.0, 175.0], [0.18, 0.08, 0.06, -0.002, 0.01]),
         ),
-        {
-            "c, not its logarithm: take the exponential": _without_exp,
-            "b is the exponent with the minus sign already in the formula: turn the slope round": (
-                lambda parameters, losses: (
-                    _power_law(parameters, losses)[0],
-                    -_power_law(parameters, losses)[1],
-                )
-            ),
-            "a loss of zero or less has no logarithm: leave the point out, do not replace it": (
-                _clamped
-            ),
-            "that is an exponential in P: take the logarithm of the parameters too": _exponential,
-            "two points make a line, but all of them are to count: least squares": _end_points,
-        },
-        right=(lambda parameters, losses: tuple(_power_law(parameters, losses)),),
+        mistakes(_without_exp, _slope_not_turned, _clamped, _exponential, _end_points),
+        right=(_power_law_by_solver,),
         kind="stretch",
         minutes=10,
     ),
