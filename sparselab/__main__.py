@@ -1,34 +1,56 @@
-"""The same from a shell: python -m sparselab prune | plan | evaluate | zeroshot | sweep | figure |
-demo | fetch | doctor."""
+"""The same from a shell: python -m sparselab COMMAND. Each command is a function of its name below;
+the function's parameters are its options, and its docstring is its help."""
 
-import argparse
 import io
 import os
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, TypedDict, Unpack
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.help import DefaultFormatter, PanelSpec
+from cyclopts.validators import MutuallyExclusive
+from rich.box import Box
+from rich.console import Console
+
+import sparselab as sl
 
 from .errors import SparselabError
 from .runtime import distributed
+from .runtime.files import check_room
+from .runtime.output import patient_output
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; errors meant for the user are one sentence on stderr and exit status 1."""
-    options = _parser().parse_args(arguments)
+    """Run one command, and return its exit status. What is wrong is one sentence on stderr: status
+    2 for a command line that cannot be read, 1 for everything else. An output that nobody reads
+    any more (`| head -1`) is no fault, and stops no work."""
+    with patient_output() as output:
+        status = _run(arguments)
+    if output.error is not None and not isinstance(output.error, BrokenPipeError):
+        print(f"sparselab: the output was not written: {output.error.strerror}.", file=sys.stderr)
+        return status or 1
+    return status
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
+        command, given, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
         with distributed.group() as device, _silence_unless_first():
-            if device is not None and hasattr(options, "device"):
-                options.device = str(device)
-            return options.run(options) or 0
+            if device is not None:
+                _set_device(given, str(device))
+            return command(*given.args, **given.kwargs) or 0
+    except CycloptsError as error:
+        print(f"sparselab: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except SparselabError as error:
         print(f"sparselab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "sparselab: interrupted; nothing half-written was left. With --stream, the same command"
-            " goes on.",
-            file=sys.stderr,
-        )
+        left = "nothing half-written was left. With --stream, the same command goes on."
+        print(f"sparselab: interrupted; {left}", file=sys.stderr)
         return 130
 
 
@@ -37,384 +59,187 @@ def _silence_unless_first():
     return redirect_stdout(io.StringIO()) if distributed.rank() else nullcontext()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sparselab", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    prune = _command(
-        commands, "prune", _prune, "prune a model, print its report and perplexity, and save it"
-    )
-    _model_options(prune)
-    prune.add_argument(
-        "--method", default="sparsegpt", help="such as wanda or sparsellm; default: sparsegpt"
-    )
-    prune.add_argument(
-        "--sparsity",
-        default="0.5",
-        help="a fraction such as 0.7, or n zeros in m inputs such as 2:4",
-    )
-    prune.add_argument(
-        "--calibration",
-        default="demo",
-        metavar="TEXT",
-        help="demo, c4, wikitext2, ptb or a text file",
-    )
-    prune.add_argument("--samples", type=_count, default=128, help="calibration windows (128)")
-    prune.add_argument("--seed", type=int, default=0)
-    prune.add_argument(
-        "--layers", help="blocks to prune: 0:12 for the first twelve, or 'first half'"
-    )
-    prune.add_argument("--out", type=Path, help="folder for the pruned model; it must not exist")
-    prune.add_argument(
-        "--stream",
-        action="store_true",
-        help=(
-            "block by block from the model's files to --out: for models "
-            "larger than memory; killed, the same command goes on"
-        ),
-    )
-    prune.add_argument(
-        "--offload", default="auto", help="where activations wait: auto, device, cpu or disk"
-    )
-    prune.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="prune one block, write nothing, extrapolate the time",
-    )
-
-    plan = _command(
-        commands, "plan", _plan, "memory by term and minutes, before anything is loaded"
-    )
-    plan.add_argument(
-        "--model", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id"
-    )
-    plan.add_argument("--method", default="sparsegpt")
-    plan.add_argument("--samples", type=_count, default=128)
-    plan.add_argument("--seqlen", type=_count, default=2048)
-    plan.add_argument("--device", help="cpu or cuda")
-
-    _measuring(commands)
-    _figure_command(commands)
-
-    demo = _command(
-        commands, "demo", _demo, "prune the embedded models by three methods; table and figure"
-    )
-    demo.add_argument("--out", type=Path, default=Path("build/demo"))
-    only = demo.add_mutually_exclusive_group()
-    only.add_argument(
-        "--readme", type=Path, help="put the table between the markers of this file too"
-    )
-    only.add_argument(
-        "--quick",
-        action="store_true",
-        help="opt-mini only and an eighth of the windows: half a minute, and larger errors",
-    )
-    students = _command(
-        commands,
-        "students",
-        _students,
-        "write the students' edition of the notebooks: no solutions",
-    )
-    students.add_argument("--out", type=Path, default=Path("build/students"))
-    students.add_argument(
-        "--notebooks", type=Path, help="their folder; default: that of the checkout"
-    )
-    tables = _command(
-        commands, "tables", _tables, "the results of recorded sweeps as tables.md in their folder"
-    )
-    tables.add_argument(
-        "--folder", type=Path, default=Path("bench"), help="where the sweeps' CSV files are"
-    )
-    tables.add_argument(
-        "--readme", type=Path, help="put the main ones between the markers of this file too"
-    )
-    _command(
-        commands,
-        "fetch",
-        _fetch,
-        "bring the demo texts and smollm2-135m into the cache: the folder that "
-        "SPARSELAB_CACHE names, else data/cache of a checkout, else the user's cache folder",
-    )
-    books = _command(
-        commands,
-        "books",
-        _books,
-        "download the books that opt-mini has read and those held out, for the "
-        "sweeps behind the README's tables",
-    )
-    books.add_argument(
-        "--out", type=Path, required=True, help="the folder that SPARSELAB_DATA will name"
-    )
-    _command(commands, "doctor", _doctor, "what is at hand, what is missing, what to do")
-    return parser
+def _set_device(given, device: str) -> None:
+    """Of several processes each has its own device, whatever was given."""
+    given.apply_defaults()
+    for name, value in given.arguments.items():
+        if name == "device":
+            given.arguments[name] = device
+        elif isinstance(value, ModelOptions):
+            given.arguments[name] = replace(value, device=device)
 
 
-def _measuring(commands) -> None:
-    """What measures models: perplexity, zero-shot tasks, many prunings."""
-    evaluate = _command(commands, "evaluate", _evaluate, "measure the perplexity of a model")
-    _model_options(evaluate)
-
-    zeroshot = _command(
-        commands,
-        "zeroshot",
-        _zeroshot,
-        "zero-shot accuracy, by the definition of lm-evaluation-harness",
-    )
-    zeroshot.add_argument(
-        "model", nargs="?", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id"
-    )
-    zeroshot.add_argument("--tasks", help="comma-separated; default: all nine")
-    zeroshot.add_argument("--limit", type=_count, help="the first so many items of each task")
-    zeroshot.add_argument(
-        "--folder",
-        type=Path,
-        help="where the tasks' files are; default: zeroshot/ in SPARSELAB_DATA",
-    )
-    zeroshot.add_argument(
-        "--harness",
-        action="store_true",
-        help="let an installed lm-eval do it, with data from the Hub",
-    )
-    zeroshot.add_argument("--dtype", help="float32, bfloat16 or float16")
-    zeroshot.add_argument("--device", help="cpu or cuda")
-
-    sweep = _command(
-        commands, "sweep", _sweep, "prune by many methods and patterns; a resumable table as CSV"
-    )
-    sweep.add_argument("--model", default="opt-mini")
-    sweep.add_argument(
-        "--methods",
-        help="comma-separated; dsnot:magnitude, sparsellm:published are variants; default: all",
-    )
-    sweep.add_argument(
-        "--sparsities", help="comma-separated, such as 0.5,0.7,2:4; default: eight of them"
-    )
-    sweep.add_argument(
-        "--seeds", type=_numbers, default="0", help="comma-separated calibration seeds"
-    )
-    sweep.add_argument("--calibration", default="demo", metavar="TEXT")
-    sweep.add_argument("--samples", type=_count, default=64)
-    sweep.add_argument("--seqlen", type=_count, default=256)
-    sweep.add_argument(
-        "--texts", default="demo", help="comma-separated evaluation texts or text files"
-    )
-    sweep.add_argument("--windows", type=_count, default=64)
-    sweep.add_argument("--out", type=Path, default=Path("build/sweep.csv"))
+def _whole(_, tokens) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
 
 
-def _figure_command(commands) -> None:
-    figure = _command(
-        commands,
-        "figure",
-        _figure,
-        "one of the papers' figures: its table as CSV, resumed, and its picture",
-    )
-    figure.add_argument(
-        "name",
-        help=(
-            "sparsity, convergence, weights, costs; samples, damp, block-size, alpha-beta, epochs, "
-            "order"
-        ),
-    )
-    figure.add_argument("--model", help="default: the profile's")
-    figure.add_argument(
-        "--profile",
-        default="mini",
-        help="mini (opt-mini), small (smollm2-135m) or paper (its protocol)",
-    )
-    figure.add_argument("--layers", help="'first half' as in SparseLLM's tables; default: all")
-    figure.add_argument(
-        "--calibration",
-        dest="corpus",
-        metavar="TEXT",
-        help="demo, c4, wikitext2, ptb or a text file",
-    )
-    figure.add_argument("--texts", help="comma-separated evaluation texts or text files")
-    figure.add_argument("--methods", help="comma-separated, of the figures over methods")
-    figure.add_argument(
-        "--sparsities", dest="patterns", help="comma-separated, of the figure sparsity"
-    )
-    figure.add_argument("--seeds", type=_numbers, help="comma-separated calibration seeds")
-    for name, text in (
-        ("samples", "calibration windows"),
-        ("seqlen", "tokens in a window"),
-        ("windows", "evaluation windows"),
-        ("epochs", "of SparseLLM's loop"),
-    ):
-        figure.add_argument(f"--{name}", type=_count, help=text)
-    figure.add_argument("--block", type=int, help="of convergence")
-    figure.add_argument(
-        "--tables",
-        type=Path,
-        help=(
-            "folder of the tables; default: bench/figures of a checkout, else "
-            "./sparselab-figures, where those that ship are copied first"
-        ),
-    )
-    figure.add_argument(
-        "--out", type=Path, default=Path("build/figures"), help="folder of the pictures"
-    )
-
-
-def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
-    return command
-
-
-def _model_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", default="opt-mini", help="opt-mini, smollm2-135m, a folder or a Hub id"
-    )
-    command.add_argument("--dtype", help="float32, bfloat16 or float16")
-    command.add_argument("--device", help="cpu or cuda")
-    command.add_argument(
-        "--seqlen", type=_count, help="tokens in a window; default: 2048, or the context if shorter"
-    )
-    command.add_argument(
-        "--text", default="demo", help="evaluation text: demo, wikitext2, ptb, c4 or a text file"
-    )
-    command.add_argument(
-        "--windows", type=_count, help="evaluate on the first so many windows only"
-    )
-
-
-def _count(text: str) -> int:
+def _count(_, tokens) -> int:
+    text = tokens[0].value
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise ValueError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _seeds(_, tokens) -> tuple[int, ...]:
     try:
-        return tuple(map(int, text.split(",")))
+        return tuple(map(int, tokens[0].value.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers such as 0,1,2") from None
+        raise ValueError(f"{tokens[0].value!r}: write whole numbers such as 0,1,2") from None
 
 
-def _writable(path: Path) -> Path:
-    """A path at which a file or folder can be made; what is wrong with it is said before hours
-    pass."""
-    path = path.expanduser()
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise SparselabError(
-            f"{path} cannot be written: {parent} is not a folder that you may write to. Choose"
-            " another."
+def _names(_, tokens) -> tuple[str, ...]:
+    return tuple(tokens[0].value.split(","))
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+Count = Annotated[int, Parameter(converter=_count)]
+Seeds = Annotated[tuple[int, ...], Parameter(converter=_seeds, n_tokens=1, metavar="0,1")]
+Names = Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1, metavar="A,B")]
+ONE_OF_THEM = Parameter(group=Group(validator=MutuallyExclusive()))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model, and the text on which its perplexity is measured."""
+
+    model: str = "opt-mini"
+    "The model: opt-mini, smollm2-135m, a folder or a Hub id."
+    dtype: str | None = None
+    "Type of the weights: float32, bfloat16 or float16. Default: float32 on a CPU."
+    device: str | None = None
+    "Where to compute: cpu or cuda. Default: cuda where there is one."
+    seqlen: Count | None = None
+    "Tokens in a window. Default: 2048, or the context if it is shorter."
+    text: str = "demo"
+    "Evaluation text: demo, wikitext2, ptb, c4 or a text file."
+    windows: Count | None = None
+    "Evaluate on the first so many windows only. Default: all."
+
+    def load(self):
+        return sl.load(self.model, dtype=self.dtype, device=self.device)
+
+    def window(self, model) -> int:
+        from .models.architecture import context_length
+
+        return self.seqlen or min(2048, context_length(model))
+
+    def perplexity(self, model, tokenizer) -> str:
+        """One line: which model, which text, what perplexity, and what the papers print for it
+        where they do."""
+        ids, seqlen = sl.tokens(tokenizer, self.text), self.window(model)
+        result = sl.perplexity(
+            model, ids[: self.windows * seqlen] if self.windows else ids, seqlen=seqlen
         )
-    return path
+        known = sl.known_dense(self.model, self.text, seqlen)
+        papers = f"; the papers print {known} for the dense model" if known else ""
+        return f"{self.model} on {self.text}: perplexity {result!r}{papers}"
 
 
-def _load(options):
-    from .models.architecture import context_length
-    from .models.loading import load
-
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
-    options.seqlen = options.seqlen or min(2048, context_length(model))
-    return model, tokenizer
+MODEL_OPTIONS = ModelOptions()
 
 
-def _perplexity(options, model, tokenizer) -> str:
-    """One line: which model, which text, what perplexity, and what the papers print for it where
-    they do."""
-    from .data.calibration import tokens
-    from .evaluation.perplexity import perplexity
-    from .evaluation.published import known_dense
+class ExperimentOptions(TypedDict, total=False):
+    """What sweeps and figures share. What is not given is as in a sweep or a figure's profile."""
 
-    ids = tokens(tokenizer, options.text)
-    result = perplexity(
-        model,
-        ids[: options.windows * options.seqlen] if options.windows else ids,
-        seqlen=options.seqlen,
-    )
-    known = known_dense(options.model, options.text, options.seqlen)
-    papers = f"; the papers print {known} for the dense model" if known else ""
-    return f"{options.model} on {options.text}: perplexity {result!r}{papers}"
+    model: str
+    "The model: opt-mini, smollm2-135m, a folder or a Hub id. Default: opt-mini in a sweep."
+    methods: Names
+    "Methods, with commas between them; dsnot:magnitude is a variant. Default: all in a sweep."
+    patterns: Annotated[Names, Parameter(name="--sparsities")]
+    "Sparsities, with commas between them, such as 0.5,0.7,2:4. Default: eight in a sweep."
+    seeds: Seeds
+    "Calibration seeds, with commas between them. Default: 0 in a sweep."
+    corpus: Annotated[str, Parameter(name="--calibration")]
+    "Calibration text: demo, c4, wikitext2, ptb or a text file. Default: demo in a sweep."
+    samples: Count
+    "Calibration windows. Default: 64 in a sweep."
+    seqlen: Count
+    "Tokens in a window. Default: 256 in a sweep."
+    texts: Names
+    "Evaluation texts or text files, with commas between them. Default: demo in a sweep."
+    windows: Count
+    "Evaluation windows. Default: 64 in a sweep."
 
 
-def _prune(options) -> None:
-    from .engine.pruning import prune
+def prune(
+    *,
+    options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_OPTIONS,
+    method: str = "sparsegpt",
+    sparsity: str = "0.5",
+    calibration: str = "demo",
+    samples: Count = 128,
+    seed: Whole = 0,
+    layers: str | None = None,
+    out: Path | None = None,
+    stream: bool = False,
+    offload: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Prune a model, print its report and perplexity, and save it.
+
+    Parameters
+    ----------
+    method
+        Name of the method, such as sparsegpt, wanda or sparsellm.
+    sparsity
+        A fraction of zeros such as 0.7, or n zeros in m inputs such as 2:4.
+    calibration
+        Calibration text: demo, c4, wikitext2, ptb or a text file.
+    samples
+        Calibration windows.
+    seed
+        Seed that draws the calibration windows.
+    layers
+        Blocks to prune: 0:12 for the first twelve, or 'first half'. Default: all.
+    out
+        Folder for the pruned model. It must not exist.
+    stream
+        Prune from files to --out, for a model larger than memory. The same command resumes it.
+    offload
+        Where activations wait: auto, device, cpu or disk.
+    dry_run
+        Prune one block, write nothing, and extrapolate the time.
+    """
     from .methods.registry import find_method
-    from .models.saving import save
-    from .patterns import Pattern
-
-    options.out = options.out and _writable(options.out)
-    if options.out and options.out.exists():
-        raise SparselabError(f"{options.out} exists already. Choose another --out.")
-    (
-        find_method(options.method),
-        Pattern.parse(options.sparsity),
-    )  # say what is wrong before minutes pass
-    call = {
-        "method": options.method,
-        "sparsity": options.sparsity,
-        "layers": _layers(options.layers),
-        "offload": options.offload,
-        "dry_run": options.dry_run,
-    }
-    if options.stream:
-        print(
-            prune(
-                options.model,
-                _windows(options),
-                out=options.out,
-                dtype=options.dtype,
-                device=options.device,
-                **call,
-            )
-        )
-        return
-    model, tokenizer = _load(options)
-    _check_blocks(model, call["layers"], options.sparsity)
-    windows = _windows(options, model, tokenizer)
-    if options.dry_run:
-        print(prune(model, windows, **call))
-        return
-    print(f"dense: {_perplexity(options, model, tokenizer)}")
-    report = prune(model, windows, **call)
-    print(report)
-    print(f"pruned: {_perplexity(options, model, tokenizer)}")
-    if options.out:
-        if distributed.rank() == 0:
-            save(model, report, options.out)
-        distributed.barrier()
-        print(f"saved in {options.out}")
-
-
-def _check_blocks(model, layers: range | str | None, sparsity: str) -> None:
-    """What only the model can tell of the options, before its dense perplexity is measured."""
-    from .models.architecture import blocks_of, linears_of
-    from .patterns import Pattern
-
-    count = len(blocks_of(model))
-    if isinstance(layers, range) and layers.stop > count:
-        raise SparselabError(
-            f"--layers {layers.start}:{layers.stop}: the blocks are 0 to {count - 1}."
-        )
-    for name, linear in linears_of(model).items():
-        Pattern.parse(sparsity).check_width(linear.in_features, name)
-
-
-def _windows(options, model=None, tokenizer=None):
-    """Calibration windows; for a model in files from its tokenizer and configuration alone."""
-    from .data.calibration import calibration
-    from .models.architecture import context_length
     from .models.checkpoint import Checkpoint
     from .models.loading import tokenizer_of
 
-    if model is None:
+    out = out and _writable(out)
+    if out and out.exists():
+        raise SparselabError(f"{out} exists already. Choose another --out.")
+    find_method(method), sl.Pattern.parse(sparsity)  # say what is wrong before minutes pass
+    call = {"method": method, "sparsity": sparsity, "layers": _layers(layers)}
+    call |= {"offload": offload, "dry_run": dry_run}
+    if stream:
         model = Checkpoint(options.model).skeleton(None)
         tokenizer = tokenizer_of(model)
-    seqlen = options.seqlen or min(2048, context_length(model))
-    return calibration(
-        tokenizer, options.calibration, samples=options.samples, seqlen=seqlen, seed=options.seed
+    else:
+        model, tokenizer = options.load()
+        _check_blocks(model, call["layers"], sparsity)
+        if out:
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            check_room(out, size, f"saving {options.model}")
+    windows = sl.calibration(
+        tokenizer, calibration, samples=samples, seqlen=options.window(model), seed=seed
     )
-
-
-def _plan(options) -> None:
-    from .engine.planning import plan
-
-    print(plan(options.model, options.method, options.samples, options.seqlen, options.device))
+    if stream:
+        place = {"out": out, "dtype": options.dtype, "device": options.device}
+        print(sl.prune(options.model, windows, **place, **call))
+    elif dry_run:
+        print(sl.prune(model, windows, **call))
+    else:
+        print(f"dense: {options.perplexity(model, tokenizer)}")
+        report = sl.prune(model, windows, **call)
+        if out and distributed.rank() == 0:
+            sl.save(model, report, out)
+        distributed.barrier()
+        print(report)
+        if out:
+            print(f"saved in {out}")
+        print(f"pruned: {options.perplexity(model, tokenizer)}")
 
 
 def _layers(text: str | None) -> range | str | None:
@@ -432,136 +257,230 @@ def _layers(text: str | None) -> range | str | None:
     return range(first, last)
 
 
-def _evaluate(options) -> None:
-    print(_perplexity(options, *_load(options)))
+def _check_blocks(model, layers: range | str | None, sparsity: str) -> None:
+    """What only the model can tell of the options, before its dense perplexity is measured."""
+    count = len(sl.blocks_of(model))
+    if isinstance(layers, range) and layers.stop > count:
+        raise SparselabError(
+            f"--layers {layers.start}:{layers.stop}: the blocks are 0 to {count - 1}."
+        )
+    for name, linear in sl.linears_of(model).items():
+        sl.Pattern.parse(sparsity).check_width(linear.in_features, name)
 
 
-def _zeroshot(options) -> None:
-    from .evaluation.zeroshot import TASKS, zeroshot
-    from .models.loading import load
+def plan(
+    *,
+    model: str = "opt-mini",
+    method: str = "sparsegpt",
+    samples: Count = 128,
+    seqlen: Count = 2048,
+    device: str | None = None,
+) -> None:
+    """Tell the memory and the minutes of a pruning, before anything is loaded.
 
-    tasks = options.tasks.split(",") if options.tasks else list(TASKS)
-    table = zeroshot(
-        *load(options.model, dtype=options.dtype, device=options.device),
-        tasks,
-        limit=options.limit,
-        folder=options.folder,
-        harness=options.harness,
-    )
+    Parameters
+    ----------
+    model
+        The model: opt-mini, smollm2-135m, a folder or a Hub id.
+    method
+        Name of the method, such as sparsegpt, wanda or sparsellm.
+    samples
+        Calibration windows.
+    seqlen
+        Tokens in a window.
+    device
+        Where to compute: cpu or cuda. Default: cuda where there is one.
+    """
+    print(sl.plan(model, method, samples, seqlen, device))
+
+
+def evaluate(*, options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_OPTIONS) -> None:
+    """Measure the perplexity of a model."""
+    print(options.perplexity(*options.load()))
+
+
+def zeroshot(
+    model: str = "opt-mini",
+    /,
+    *,
+    tasks: Names | None = None,
+    limit: Count | None = None,
+    folder: Path | None = None,
+    harness: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Measure zero-shot accuracy, as lm-evaluation-harness defines it.
+
+    Parameters
+    ----------
+    model
+        The model: opt-mini, smollm2-135m, a folder or a Hub id.
+    tasks
+        Tasks, with commas between them. Default: all nine.
+    limit
+        Take the first so many items of each task. Default: all.
+    folder
+        Folder with the files of the tasks. Default: zeroshot/ in SPARSELAB_DATA.
+    harness
+        Let an installed lm-eval do it, with data from the Hub.
+    dtype
+        Type of the weights: float32, bfloat16 or float16. Default: float32 on a CPU.
+    device
+        Where to compute: cpu or cuda. Default: cuda where there is one.
+    """
+    from .evaluation.zeroshot import TASKS
+
+    loaded = sl.load(model, dtype=dtype, device=device)
+    table = sl.zeroshot(*loaded, list(tasks or TASKS), limit=limit, folder=folder, harness=harness)
     print(table.round(4).to_string(index=False, na_rep=""))
 
 
-def _sweep(options) -> None:
+def sweep(*, out: Path = Path("build/sweep.csv"), **options: Unpack[ExperimentOptions]) -> None:
+    """Prune by many methods and patterns, into a table that can be resumed.
+
+    Parameters
+    ----------
+    out
+        The table, a CSV file. Rows that are there are not made again.
+    """
     from .experiments.sweep import METHODS, PATTERNS, Sweep
     from .experiments.tables import claims
 
-    sweep = Sweep(
-        options.model,
-        options.calibration,
-        options.samples,
-        options.seqlen,
-        tuple(options.texts.split(",")),
-        options.windows,
-    )
-    options.out = _writable(options.out)
-    if options.out.is_dir():
-        raise SparselabError(f"{options.out} is a folder. Name a CSV file with --out.")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    methods, patterns = (
-        given.split(",") if given else known
-        for given, known in ((options.methods, METHODS), (options.sparsities, PATTERNS))
-    )
-    table = sweep.run(options.out, methods, patterns, options.seeds)
+    out = _writable(out)
+    if out.is_dir():
+        raise SparselabError(f"{out} is a folder. Name a CSV file with --out.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    methods, patterns = options.pop("methods", METHODS), options.pop("patterns", PATTERNS)
+    seeds = options.pop("seeds", (0,))
+    table = Sweep(**options).run(out, methods, patterns, seeds)
     if "sparsegpt" in set(table.method):
         print("excess log-perplexity over dense, as a share of SparseGPT's:")
         print(claims(table).round(3).to_string())
-    print(f"table in {options.out}")
+    print(f"table in {out}")
 
 
-def _figure(options) -> None:
-    from .experiments.figures import figure
+def figure(
+    name: str,
+    /,
+    *,
+    profile: str = "mini",
+    layers: str | None = None,
+    epochs: Count | None = None,
+    block: Whole | None = None,
+    tables: Path | None = None,
+    out: Path = Path("build/figures"),
+    **options: Unpack[ExperimentOptions],
+) -> None:
+    """Make one of the papers' figures: its table, which can be resumed, and its picture.
+
+    Parameters
+    ----------
+    name
+        sparsity, convergence, weights, costs; samples, damp, block-size, alpha-beta, epochs, order.
+    profile
+        Source of all options that are not given: mini (opt-mini), small (smollm2-135m) or paper.
+    layers
+        Blocks to prune: 'first half' as in SparseLLM's tables. Default: all.
+    epochs
+        Epochs of SparseLLM's loop. Default: the profile's.
+    block
+        The block of the figure convergence. Default: the paper's.
+    tables
+        Folder of the tables. Default: bench/figures of a checkout, else ./sparselab-figures.
+    out
+        Folder of the pictures.
+    """
+    from .experiments import figures
     from .runtime.files import figure_tables
 
-    names = (
-        "model",
-        "layers",
-        "corpus",
-        "samples",
-        "seqlen",
-        "windows",
-        "epochs",
-        "block",
-        "seeds",
-    )
-    changes = {name: getattr(options, name) for name in names}
-    for name in ("texts", "methods", "patterns"):
-        given = getattr(options, name)
-        changes[name] = given and tuple(given.split(","))
-    folder = options.tables or figure_tables()
+    own = {"layers": layers, "epochs": epochs, "block": block}
+    changes = options | {key: value for key, value in own.items() if value is not None}
+    folder = tables or figure_tables()
     _writable(folder / "a table")
-    picture = _writable(
-        options.out / f"{options.name}-{Path(options.model or options.profile).name}.png"
-    )
-    _, drawing, alt = figure(
-        options.name,
-        profile=options.profile,
-        folder=options.tables,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
+    picture = _writable(out / f"{name}-{Path(options.get('model', profile)).name}.png")
+    _, drawing, alt = figures.figure(name, profile=profile, folder=tables, **changes)
     picture.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(picture, dpi=150)
     print(f"{alt}\ntable in {folder}, picture in {picture}")
 
 
-def _demo(options) -> None:
-    from .experiments.comparison import TABLE_FILE, demo
+def demo(
+    *,
+    out: Path = Path("build/demo"),
+    readme: Annotated[Path | None, ONE_OF_THEM] = None,
+    quick: Annotated[bool, ONE_OF_THEM] = False,
+) -> None:
+    """Prune the embedded models by three methods; make a table and a figure.
 
-    _writable(options.out / TABLE_FILE)
-    demo(options.out, options.readme, quick=options.quick)
+    Parameters
+    ----------
+    out
+        Folder of the table and the figure.
+    readme
+        Put the table between the markers of this file too.
+    quick
+        Take opt-mini only and an eighth of the windows: half a minute, and larger errors.
+    """
+    from .experiments import comparison
+
+    _writable(out / comparison.TABLE_FILE)
+    comparison.demo(out, readme, quick=quick)
 
 
-def _students(options) -> None:
+def students(*, out: Path = Path("build/students"), notebooks: Path | None = None) -> None:
+    """Write the students' edition of the notebooks, without solutions.
+
+    Parameters
+    ----------
+    out
+        Folder for the students' edition.
+    notebooks
+        Folder of the notebooks. Default: that of the checkout.
+    """
     from .course.student import write_student_edition
     from .runtime.files import of_checkout
 
-    folder = options.notebooks or of_checkout("notebooks", "the students' edition")
+    folder = notebooks or of_checkout("notebooks", "the students' edition")
     files = sorted(folder.expanduser().glob("*.ipynb"))
     if not files:
         raise SparselabError(
             f"{folder} holds no notebook. Name the folder of the course with --notebooks."
         )
-    _writable(options.out / files[0].name)
+    _writable(out / files[0].name)
     for file in files:
-        print(write_student_edition(file, options.out))
+        print(write_student_edition(file, out))
 
 
-def _tables(options) -> None:
+def tables(*, folder: Path = Path("bench"), readme: Path | None = None) -> None:
+    """Write the results of recorded sweeps into tables.md in their folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of the sweeps' CSV files.
+    readme
+        Put the main tables between the markers of this file too.
+    """
     from .experiments.tables import insert, page
 
-    text = page(options.folder)
+    text = page(folder)
     if not text:
         raise SparselabError(
-            f"{options.folder} holds no table of a sweep. Name the folder of the CSV files with"
-            " --folder."
+            f"{folder} holds no table of a sweep. Name the folder of the CSV files with --folder."
         )
-    (options.folder / "tables.md").write_text(text + "\n", encoding="utf8")
-    if options.readme:
-        insert(options.readme, page(options.folder, texts=1), "tables")
+    (folder / "tables.md").write_text(text + "\n", encoding="utf8")
+    if readme:
+        insert(readme, page(folder, texts=1), "tables")
     print(text)
 
 
-def _books(options) -> None:
-    from .data.books import write_books
+def fetch() -> None:
+    """Bring the demo texts and smollm2-135m into the cache.
 
-    for file in write_books(options.out):
-        print(file)
-    print(
-        "The same books from the same sources as those of the README's tables, but not the same"
-        " bytes: their cleaning was another, which 2 in 100 paragraphs show."
-    )
-
-
-def _fetch(options) -> None:
+    The cache is the folder that SPARSELAB_CACHE names. Else it is
+    data/cache of a checkout, else the user's cache folder.
+    """
     from .data.demo_corpus import fetch_demo
     from .models.embedded import smollm2_folder
 
@@ -569,10 +488,64 @@ def _fetch(options) -> None:
     print(f"smollm2-135m in {smollm2_folder()}")
 
 
-def _doctor(options) -> int:
-    from .doctor import doctor
+def books(*, out: Path) -> None:
+    """Download the books that opt-mini has read and those held out.
 
-    return 0 if doctor() else 1
+    The sweeps behind the README's tables need them.
+
+    Parameters
+    ----------
+    out
+        The folder that SPARSELAB_DATA will name.
+    """
+    from .data.books import write_books
+
+    for file in write_books(out):
+        print(file)
+    print(
+        "The same books from the same sources as those of the README's tables, but not the same"
+        " bytes: their cleaning was another, which 2 in 100 paragraphs show."
+    )
+
+
+def doctor() -> int:
+    """Say what is at hand, what is missing, and what to do."""
+    from . import doctor
+
+    return 0 if doctor.doctor() else 1
+
+
+def _writable(path: Path) -> Path:
+    """A path at which a file or folder can be made; what is wrong with it is said before hours
+    pass."""
+    path = path.expanduser()
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SparselabError(
+            f"{path} cannot be written: {parent} is not a folder that you may write to. Choose"
+            " another."
+        )
+    return path
+
+
+def _shown(default) -> str | None:
+    """A default in the help; nothing for what is off, or found out later."""
+    return None if default is None or default is False else str(default)
+
+
+BLANK = Box("    \n" * 8)  # no frames around the help
+app = App(
+    name="python -m sparselab",
+    help="Prune large language models, and measure them. COMMAND --help tells more.",
+    help_format="plaintext",
+    help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=BLANK, padding=(0, 3))),
+    console=Console(color_system=None),
+    version_flags=(),
+    default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_shown),
+)
+COMMANDS = prune, plan, evaluate, zeroshot, sweep, figure, demo, students, tables, fetch, books
+for place, command in enumerate((*COMMANDS, doctor)):
+    app.command(command, sort_key=place)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,43 @@
 """The same from a shell, and the demo at a tiny size."""
 
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from conftest import ROOT
 
 import sparselab as sl
-from sparselab.__main__ import main
+from sparselab.__main__ import ModelOptions, app, main
 from sparselab.experiments.comparison import Setting, compare, figure
 from sparselab.experiments.results import machine
 from sparselab.experiments.tables import BEGIN, END, insert, markdown, rounded
+from sparselab.runtime import distributed
 
-SMALL = ["--seqlen", "64", "--windows", "4"]
+SMALL = "--seqlen 64 --windows 4".split()
+EXPERIMENT = "model methods sparsities seeds calibration samples seqlen texts windows"
+OPTIONS = {
+    "prune": "model dtype device seqlen text windows method sparsity calibration samples seed"
+    " layers out stream offload dry-run",
+    "plan": "model method samples seqlen device",
+    "evaluate": "model dtype device seqlen text windows",
+    "zeroshot": "tasks limit folder harness dtype device",
+    "sweep": f"out {EXPERIMENT}",
+    "figure": f"profile layers epochs block tables out {EXPERIMENT}",
+    "demo": "out readme quick",
+    "students": "out notebooks",
+    "tables": "folder readme",
+    "fetch": "",
+    "books": "out",
+    "doctor": "",
+}
 
 
 def test_prune_evaluate_and_reload(tmp_path, capsys):
     out = str(tmp_path / "pruned")
-    assert (
-        main(
-            [
-                "prune",
-                "--method",
-                "wanda",
-                "--sparsity",
-                "2:4",
-                "--samples",
-                "4",
-                "--layers",
-                "0:2",
-                *SMALL,
-                "--out",
-                out,
-            ]
-        )
-        == 0
-    )
+    options = "--method wanda --sparsity 2:4 --samples 4 --layers 0:2".split()
+    assert main(["prune", *options, *SMALL, "--out", out]) == 0
     printed = capsys.readouterr().out
     for words in (
         "dense: opt-mini on demo: perplexity",
@@ -88,19 +90,101 @@ def test_bad_input_is_one_line_and_status_1(arguments, words, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["evaluate", "--windows", "0"],
-        ["evaluate", "--windows", "-3"],
-        ["evaluate", "--seqlen", "0"],
-        ["plan", "--samples", "-3"],
-        ["sweep", "--seeds", "a"],
-        ["figure", "sparsity", "--seeds", "a"],
-        ["zeroshot", "--limit", "0"],
+        "evaluate --windows 0",
+        "evaluate --windows -3",
+        "evaluate --seqlen 0",
+        "plan --samples -3",
+        "prune --seed 1.5",
+        "sweep --seeds a",
+        "figure sparsity --seeds a",
+        "figure sparsity --block x",
+        "zeroshot --limit 0",
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(arguments)
+        main(arguments.split())
     assert "whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("prun", 'Did you mean "prune"'),
+        ("--version", "Unknown command"),
+        ("prune --methd wanda", "Did you mean --method?"),
+        ("prune --no-stream", "Unknown option: --no-stream"),
+        ("sweep --block 3", "Unknown option: --block"),
+        ("evaluate --windows", "--windows requires an argument"),
+        ("plan wanda", "wanda"),
+        ("figure", "NAME requires an argument"),
+        ("books", "--out requires an argument"),
+        ("demo --quick --readme README.md", "--readme, --quick"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line_and_status_2(arguments, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("sparselab: ") and words in printed.err
+
+
+@pytest.mark.parametrize("command, options", OPTIONS.items())
+def test_the_help_of_a_command_has_a_sentence_for_each_option(command, options, capsys):
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80 and "\033" not in printed
+    row = r"^ +(?:\*  )?--([a-z-]+)(?: [A-Z0-9,]+)? {2,}([A-Z]\S*(?: \S+)+)"
+    listed = [name for name, _ in re.findall(row, printed, re.MULTILINE)]
+    assert listed == options.split()
+
+
+def test_the_help_has_a_sentence_for_each_command(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    listed = re.findall(r"^    ([a-z]+) {2,}[A-Z]\S+ \S+", printed, re.MULTILINE)
+    assert listed == list(OPTIONS)
+    assert main(["--help"]) == 0 and capsys.readouterr().out == printed
+
+
+def test_lists_defaults_and_repeated_options():
+    def read(arguments):
+        _, given, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+        given.apply_defaults()
+        return given.arguments
+
+    line = "figure sparsity --calibration c4 --sparsities 0.5,2:4 --seeds 0,1 --texts a,b"
+    given = read(line.split())
+    assert given["name"] == "sparsity" and given["profile"] == "mini" and given["layers"] is None
+    assert given["options"] == {
+        "corpus": "c4",
+        "patterns": ("0.5", "2:4"),
+        "seeds": (0, 1),
+        "texts": ("a", "b"),
+    }
+    given = read("prune --seed -1 --windows 2 --windows 3 --sparsity=2:4".split())
+    assert (given["seed"], given["sparsity"], given["samples"]) == (-1, "2:4", 128)
+    assert given["options"].windows == 3 and given["options"].model == "opt-mini"
+
+
+def test_of_several_processes_each_has_its_own_device(monkeypatch, capsys):
+    monkeypatch.setattr(sl, "plan", lambda *options: options[-1])
+    monkeypatch.setattr(distributed, "group", lambda: nullcontext("cpu"))
+    assert main("plan --device cuda".split()) == 0 and capsys.readouterr().out == "cpu\n"
+    monkeypatch.setattr(ModelOptions, "load", lambda self: (self.device, None))
+    monkeypatch.setattr(ModelOptions, "perplexity", lambda self, model, _: model)
+    assert main(["evaluate"]) == 0 and capsys.readouterr().out == "cpu\n"
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert main(["evaluate"]) == 0 and capsys.readouterr().out == ""
+
+
+def test_an_interrupt_is_a_sentence_and_status_130(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sl, "plan", interrupt)
+    assert main(["plan"]) == 130 and "interrupted" in capsys.readouterr().err
 
 
 def test_the_markers_of_a_readme_must_be_there(tmp_path):
@@ -150,12 +234,10 @@ def test_a_small_comparison():
     assert table.method.tolist() == ["dense", "magnitude", "sparsegpt", "magnitude", "sparsegpt"]
     assert table.sparsity.round(3).tolist() == [0, 0.5, 0.5, 0.5, 0.5]
     assert set(masks) == {(m, s) for m in ("magnitude", "sparsegpt") for s in (0.5, "2:4")}
-    assert (table.log_ratio[1:] != 0).all() and table.writes.str.startswith("The").all()
+    assert (table.excess[1:] != 0).all() and table.writes.str.startswith("The").all()
     text = markdown(table)
     assert text.count("\n") == 8 and "demo, 4 x 64" in text and f"Made on {machine()}, " in text
-    assert "| -0.25 ± 0.01 |" in markdown(
-        table.tail(1).assign(log_ratio=-0.25, log_ratio_stderr=0.01)
-    )
+    assert "| -0.25 ± 0.01 |" in markdown(table.tail(1).assign(excess=-0.25, excess_stderr=0.01))
     assert len(figure(table, masks, 0.5).axes) == 3
 
 
@@ -185,9 +267,9 @@ def test_the_dense_weights_come_back_between_runs():
 
 
 def test_plan_stream_and_dry_run(tmp_path, capsys):
-    assert main(["plan", "--method", "wanda", "--samples", "4", "--seqlen", "64"]) == 0
+    assert main("plan --method wanda --samples 4 --seqlen 64".split()) == 0
     assert "statistics" in capsys.readouterr().out
-    options = ["prune", "--method", "wanda", "--samples", "4", "--layers", "0:2", *SMALL]
+    options = [*"prune --method wanda --samples 4 --layers 0:2".split(), *SMALL]
     assert main([*options, "--dry-run"]) == 0
     assert "dry run of block 0" in capsys.readouterr().out
     out = str(tmp_path / "streamed")
@@ -199,26 +281,8 @@ def test_plan_stream_and_dry_run(tmp_path, capsys):
 
 def test_sweep_and_its_tables(tmp_path, capsys):
     file = str(tmp_path / "opt-mini.csv")
-    assert (
-        main(
-            [
-                "sweep",
-                "--methods",
-                "sparsegpt,wanda",
-                "--sparsities",
-                "0.7",
-                "--samples",
-                "4",
-                "--seqlen",
-                "64",
-                "--windows",
-                "4",
-                "--out",
-                file,
-            ]
-        )
-        == 0
-    )
+    options = "--methods sparsegpt,wanda --sparsities 0.7 --samples 4".split()
+    assert main(["sweep", *options, *SMALL, "--out", file]) == 0
     assert "share of SparseGPT's" in capsys.readouterr().out
     assert main(["tables", "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

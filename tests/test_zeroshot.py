@@ -235,21 +235,8 @@ def test_what_does_not_fit_the_model_gets_a_sentence(mini):
 
 
 def test_from_a_shell(folder, capsys):
-    assert (
-        main(
-            [
-                "zeroshot",
-                "opt-mini",
-                "--tasks",
-                "piqa,lambada_openai",
-                "--folder",
-                str(folder),
-                "--limit",
-                "2",
-            ]
-        )
-        == 0
-    )
+    options = "--tasks piqa,lambada_openai --limit 2 --folder".split()
+    assert main(["zeroshot", "opt-mini", *options, str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "piqa" in printed and "lambada_openai" in printed and "stderr" in printed
     assert main(["zeroshot", "--tasks", "pica", "--folder", str(folder)]) == 1
