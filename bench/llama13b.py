@@ -38,8 +38,9 @@ from sparselab.engine.activations import ActivationBatch, CalibrationActivations
 from sparselab.engine.planning import product_speed
 from sparselab.engine.sources import StreamedBlocks
 from sparselab.models.architecture import blocks_of
-from sparselab.models.checkpoint import INDEX, Checkpoint
+from sparselab.models.checkpoint import Checkpoint
 from sparselab.models.embedded import OPT_MINI
+from sparselab.models.shards import INDEX
 from sparselab.numerics import statistics
 from sparselab.runtime.memory import peak_bytes, reset_peak
 
@@ -128,7 +129,7 @@ def floor(
         if device.type == "cuda":
             torch.cuda.synchronize()
         timings.append(time.perf_counter() - started)
-    source.shutdown()
+    source.close()
     count = len(blocks_of(checkpoint.skeleton(dtype)))
     return {"read": read * count, "two passes": 2 * min(timings) * count}
 

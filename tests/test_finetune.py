@@ -59,8 +59,9 @@ def test_the_same_seed_gives_the_same_weights(windows):
 
 
 def test_wrong_settings_are_refused(windows):
-    with pytest.raises(sl.SparselabError, match="positive"):
-        sl.finetune(TINY["opt"](), windows, steps=0)
+    for name, value in (("steps", 0), ("batch", 1.5), ("rate", -1), ("rate", float("nan"))):
+        with pytest.raises(sl.SparselabError, match=rf"finetune\({name}={value}\)"):
+            sl.finetune(TINY["opt"](), windows, **{name: value})
     with pytest.raises(sl.SparselabError, match=r"must be \[samples, seqlen\]"):
         sl.finetune(TINY["opt"](), windows[0])
     with pytest.raises(sl.SparselabError, match="float16"):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparselab as sl
+from sparselab.__main__ import main
 from sparselab.runtime import distributed
 
 
@@ -87,3 +88,16 @@ def test_too_few_windows(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 4)
     with pytest.raises(sl.SparselabError, match="each needs one"):
         distributed.shard_windows(torch.zeros(3, 8, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "x", "RANK": "0"}],
+)
+def test_an_environment_that_only_seems_to_be_torchruns(variables, monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["plan"]) == 1
+    assert "Start them with torchrun, or unset WORLD_SIZE" in capsys.readouterr().err

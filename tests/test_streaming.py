@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import sparselab as sl
 from sparselab.engine import sources as streaming
 from sparselab.engine.offload import ActivationStore
-from sparselab.models.checkpoint import INDEX, Checkpoint
+from sparselab.models.checkpoint import Checkpoint
+from sparselab.models.shards import INDEX, tensors_in
 
 FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
 
@@ -98,7 +99,7 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     assert {p.dtype for p in block.parameters()} == {torch.float32} and {
         p.dtype for p in ahead.values()
     } == {torch.float16}
-    source.shutdown()
+    source.close()
     whole, _ = sl.load(tmp_path / "half", dtype=torch.float32)
     sl.prune(whole, windows, method="sparsegpt", sparsity=0.5, progress=False)
     sl.prune(
@@ -122,7 +123,7 @@ def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows)
         source.model.lm_head.weight.is_meta
         and not source.model.get_input_embeddings().weight.is_meta
     )
-    source.shutdown()
+    source.close()
     sl.prune(
         tmp_path / "model",
         windows,
@@ -225,7 +226,7 @@ def test_other_settings_are_refused(folder, windows, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(streaming.StreamedBlocks, "close", stop)
+        patch.setattr(streaming.StreamedBlocks, "complete", stop)
         sl.prune(
             folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False
         )
@@ -274,7 +275,7 @@ def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, 
         (call["out"] / "log").write_text("")
         complete(self, report)
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
     with (
@@ -282,7 +283,7 @@ def test_a_finished_run_is_not_lost_at_its_last_step(folder, windows, tmp_path, 
         pytest.raises((Killed, sl.SparselabError), match="appeared|^$"),
     ):
         if event == "killed":
-            patch.setattr(streaming.Path, "rename", killed)
+            patch.setattr(streaming, "put_in_place", killed)
         else:
             patch.setattr(streaming.StreamedBlocks, "_complete", another)
         sl.prune(folder, windows, **call)
@@ -482,7 +483,7 @@ def test_out_is_needed_new_and_writable(folder, windows, tmp_path):
     (tmp_path / "there").mkdir()
     refused(folder, windows, tmp_path, "exists already", out=tmp_path / "there")
     (tmp_path / "file").write_text("")
-    refused(folder, windows, tmp_path, "cannot make", out=tmp_path / "file" / "out")
+    refused(folder, windows, tmp_path, "cannot be written", out=tmp_path / "file" / "out")
 
 
 def test_in_memory_options(folder, windows, tmp_path):
@@ -568,7 +569,7 @@ def test_shelf_chooses_by_size(monkeypatch):
 def test_header(folder):
     file = sorted(folder.glob("*.safetensors"))[0]
     with safe_open(file, "pt") as opened:
-        assert streaming.load_header(file) == list(opened.keys())
+        assert tensors_in(file) == list(opened.keys())
 
 
 def test_other_batches_have_other_bits_and_are_refused(folder, windows, monkeypatch):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import LongTensor, Tensor, nn
@@ -11,7 +12,7 @@ from transformers import Cache
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, model_name
 from ..models.hooks import watching
-from ..runtime.memory import OUT_OF_MEMORY, batch_size, is_out_of_memory, with_batch_halving
+from ..runtime.memory import OUT_OF_MEMORY, batch_size, retry_smaller, with_batch_halving
 from .offload import ActivationStore
 
 # Of what the residual stream lacks: half way from targets="dense-model", which adds none, to all.
@@ -101,40 +102,66 @@ class CalibrationActivations:
         part.dense = part.hidden if self.dense else None
         return part
 
-    def _halves(self, part: ActivationBatch) -> list[ActivationBatch]:
-        """The same activations in two parts; a single window cannot be cut."""
-        if len(part.ids) == 1:
+    @property
+    def batches(self) -> list[int]:
+        """Windows at once, part by part."""
+        return [len(part.ids) for part in self.parts]
+
+    def cut(self, batches: list[int]) -> None:
+        """Cut the parts as an interrupted run had them at this place."""
+        if batches == self.batches or sum(batches) != sum(self.batches):
+            return  # several processes: the sizes of the first one
+        parts, waiting = [], list(batches)
+        for part in self.parts:
+            sizes = []
+            while waiting and sum(sizes) < len(part.ids):
+                sizes.append(waiting.pop(0))
+            parts += [part] if sizes == [len(part.ids)] else self._split(part, sizes)
+        self.parts = parts
+
+    def _halve(self, place: int) -> None:
+        """Cut a part in two; a single window cannot be cut."""
+        count = len(self.parts[place].ids)
+        if count == 1:
             raise SparselabError(OUT_OF_MEMORY)
-        size = -(-len(part.ids) // 2)
-        halves = [
-            ActivationBatch(
-                ids, self.store.keep(hidden.clone()), *_first_block_call(self.model, ids)[1:]
-            )
-            for ids, hidden in zip(part.ids.split(size), part.hidden.split(size), strict=True)
-        ]
-        for half, dense in zip(
-            halves, part.dense.split(size) if self.dense else (), strict=self.dense
-        ):
-            half.dense = (
-                half.hidden if part.dense is part.hidden else self.store.keep(dense.clone())
-            )
-        return halves
+        half = -(-count // 2)
+        self.parts[place : place + 1] = self._split(self.parts[place], [half, count - half])
+
+    def _halve_all(self) -> None:
+        """Cut every part that can be cut."""
+        if all(size == 1 for size in self.batches):
+            raise SparselabError(OUT_OF_MEMORY)
+        for place in reversed(range(len(self.parts))):
+            if len(self.parts[place].ids) > 1:
+                self._halve(place)
+
+    def _split(self, part: ActivationBatch, sizes: list[int]) -> list[ActivationBatch]:
+        """The same activations in several parts."""
+        parts, first = [], 0
+        for size in sizes:
+            rows = slice(first, first + size)
+            _, args, kwargs = _first_block_call(self.model, part.ids[rows])
+            hidden = self.store.keep(part.hidden[rows].clone())
+            dense = None
+            if self.dense:
+                shared = part.dense is part.hidden
+                dense = hidden if shared else self.store.keep(part.dense[rows].clone())
+            parts.append(ActivationBatch(part.ids[rows], hidden, args, kwargs, dense))
+            first += size
+        return parts
 
     def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
         """Move on: the block's outputs take the place of its inputs; the dense stream goes through
         `original`, the block before it was pruned. A part that memory does not hold is halved."""
-        k = 0
-        while k < len(self.parts):
-            part = self.parts[k]
-            try:
-                self._advance(part, block, original)
-                k += 1
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.parts[k : k + 1] = self._halves(part)
+        place = 0
+        while place < len(self.parts):
+            retry_smaller(
+                partial(self._advance_part, place, block, original), partial(self._halve, place)
+            )
+            place += 1
 
-    def _advance(self, part: ActivationBatch, block: nn.Module, original: nn.Module | None) -> None:
+    def _advance_part(self, place: int, block: nn.Module, original: nn.Module | None) -> None:
+        part = self.parts[place]
         hidden, shared = part.through(block, part.hidden), part.dense is part.hidden
         if self.dense and not (shared and original is None):
             dense = part.through(original or block, part.dense)
@@ -155,22 +182,14 @@ class CalibrationActivations:
         outputs are dropped). `make` gives new sinks by place, each with the place where its
         residual stream is read, if that matters; it is called anew, with halved parts, when memory
         runs out."""
-        while True:
+
+        def gather() -> dict[str, InputCollector]:
             sinks = make()
-            try:
-                for part in self.parts:
-                    _gather(block, original, sinks, part)
-                return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            if all(len(part.ids) == 1 for part in self.parts):
-                raise SparselabError(OUT_OF_MEMORY)
-            self.parts = [
-                half
-                for part in self.parts
-                for half in (self._halves(part) if len(part.ids) > 1 else [part])
-            ]
+            for part in self.parts:
+                _gather(block, original, sinks, part)
+            return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
+
+        return retry_smaller(gather, self._halve_all)
 
 
 def _gather(

@@ -17,11 +17,15 @@ from ..models.architecture import Family
 from ..numerics.statistics import Statistics
 from ..patterns import Allocation, Pattern
 from ..runtime import distributed
-from ..runtime.memory import peak_bytes, trim_host_memory
+from ..runtime.memory import naming_memory_errors, peak_bytes, trim_host_memory
 from .activations import InputCollector
 from .report import MatrixRow, Report
 from .sources import InMemoryBlocks, StreamedBlocks
 
+SMALLER = (
+    "It stays dense. sl.plan says what each method needs; magnitude and Wanda need least. Free some"
+    " memory, or use a larger machine."
+)
 ERROR_TOKENS = 1024  # tokens on which a method without a Gram matrix measures its output error
 
 
@@ -84,14 +88,14 @@ class BlockPruner:
 
     def prune(self, stage: list[tuple[str, ...]], collected: dict[str, InputCollector]) -> None:
         """Solve for the linears of a stage and write their weights. `collected` is used up."""
-        joint = [(group, collected.pop(group[0])) for group in stage if self._is_joint(group)]
-        matrices = {
-            names: collected[group[0]]
-            for group in stage
-            if group[0] in collected
-            for names in self._stacks(group)
-        }
-        collected.clear()  # so that statistics go with their last matrix
+        joint, matrices = [], {}
+        for group in stage:
+            statistics = collected.pop(group[0])
+            if self._is_joint(group):
+                joint.append((group, statistics))
+            else:
+                matrices |= dict.fromkeys(self._stacks(group), statistics)
+        del statistics  # so that they go with their last matrix
         self._prune_matrices(matrices)
         for group, feed_forward in joint:
             self._prune_joint(group, feed_forward)
@@ -100,10 +104,9 @@ class BlockPruner:
         """The block's chosen linears that are pruned from the same inputs; with a joint method the
         whole FFN is one, unless no zero is asked for in it."""
         family, linears, shares = self.run.family, self.run.linears, self.run.shares
-        groups = [
-            tuple(name for name in group if self.prefix + name in linears)
-            for group in family.groups
-        ]
+        groups = []
+        for group in family.groups:
+            groups.append(tuple(name for name in group if self.prefix + name in linears))
         ffn = [self.prefix + name for name in family.ffn]
         if self.run.method.prunes_ffn_jointly and any(
             name in linears and shares[name].sparsity for name in ffn
@@ -134,10 +137,8 @@ class BlockPruner:
 
     def _roles(self, group: tuple[str, ...]) -> dict[str, nn.Linear]:
         roles = ("gate", "up", "down")[-len(group) :]
-        return {
-            role: self.run.linears[self.prefix + name]
-            for role, name in zip(roles, group, strict=True)
-        }
+        linears = [self.run.linears[self.prefix + name] for name in group]
+        return dict(zip(roles, linears, strict=True))
 
     def _prune_joint(self, group: tuple[str, ...], feed_forward: InputCollector) -> None:
         """The feed-forward network as a whole, in every process alike."""
@@ -185,11 +186,11 @@ class BlockPruner:
             self.run.shares,
         )
         weights = {name: self.run.linears[name].weight.detach().float() for name in names}
-        found = {
-            name: (weight, keep_weights(weight, torch.zeros_like(weight, dtype=torch.bool)))
-            for name, weight in weights.items()
-            if not shares[name].sparsity
-        }
+        found = {}
+        for name, weight in weights.items():
+            if not shares[name].sparsity:
+                nothing = torch.zeros_like(weight, dtype=torch.bool)
+                found[name] = (weight, keep_weights(weight, nothing))
         if chosen := [name for name in names if name not in found]:
             solved = method.prune_matrices(
                 [*map(weights.get, chosen)], stats, [*map(shares.get, chosen)]
@@ -233,7 +234,8 @@ class BlockPruner:
 def naming_errors(name: str, work: Callable[[], Any]) -> Any:
     """The result of work; its errors say which matrix they belong to."""
     try:
-        return work()
+        with naming_memory_errors("solve for this matrix", SMALLER):
+            return work()
     except SparselabError as error:
         raise SparselabError(f"{name}: {error}") from error
 

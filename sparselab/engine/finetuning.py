@@ -1,6 +1,7 @@
 """After pruning: train the weights that are left. The zeros stay zeros."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -8,6 +9,7 @@ from tqdm.auto import tqdm
 
 from ..errors import SparselabError
 from ..evaluation.perplexity import token_losses
+from ..methods.parameters import checked
 from ..models.architecture import linears_of, model_name
 from ..models.validation import check_rows
 
@@ -21,13 +23,14 @@ class Training:
     sparsity: tuple[float, float] = (0.0, 0.0)
 
 
+@checked
 def finetune(
     model: nn.Module,
     windows: LongTensor,
     *,
-    steps: int = 100,
-    batch: int = 8,
-    rate: float = 1e-4,
+    steps: Annotated[int, ">= 1"] = 100,
+    batch: Annotated[int, ">= 1"] = 8,
+    rate: Annotated[float, "> 0"] = 1e-4,
     seed: int = 0,
     progress: bool = True,
 ) -> Training:
@@ -58,10 +61,6 @@ def finetune(
         The losses, in nats a token.
     """
     check_rows(model, windows, "the training text")
-    if steps < 1 or batch < 1 or rate <= 0:
-        raise SparselabError(
-            f"finetune(steps={steps}, batch={batch}, rate={rate}): all of them must be positive."
-        )
     masks = {linear.weight: linear.weight != 0 for linear in linears_of(model).values()}
     if next(model.parameters()).dtype == torch.float16:
         raise SparselabError(

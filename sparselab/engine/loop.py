@@ -32,6 +32,7 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
 
         if layer < run.source.done:  # resumed: as the interrupted run left it
             run.source.restore(layer)
+            activations.cut(run.source.batches[layer])
         elif chosen:
             prune_block(run, activations, block, original, layer)
 
@@ -39,7 +40,7 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
             with run.clock("replay"):  # the pruned block's outputs are the next one's inputs
                 activations.replay(block, original)
         with run.file_clock("write"):
-            run.source.finish(layer, run.report)
+            run.source.finish(layer, run.report, activations.batches)
     run.report.peak_bytes = peak_bytes(run.clock.device)
     return run.report
 

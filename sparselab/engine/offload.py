@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparselabError
+from ..runtime.files import naming_file_errors
 from ..runtime.memory import free_bytes
 
 
@@ -50,9 +51,15 @@ class ActivationStore:
     def _room(self, like: Tensor) -> Tensor:
         if self.place == "cpu":
             return torch.empty_like(like, device="cpu", pin_memory=True)
-        with tempfile.NamedTemporaryFile(
-            prefix="sparselab-", dir=os.environ.get("SPARSELAB_SCRATCH")
-        ) as file:
-            return torch.from_file(
-                file.name, shared=True, size=like.numel(), dtype=like.dtype
-            ).view(like.shape)
+        folder, size = os.environ.get("SPARSELAB_SCRATCH"), like.numel() * like.element_size()
+        with (
+            naming_file_errors(
+                f"activations cannot wait in {folder or tempfile.gettempdir()} (scratch folder)",
+                "Set SPARSELAB_SCRATCH to a folder with room, or pass offload='cpu'.",
+            ),
+            tempfile.NamedTemporaryFile(prefix="sparselab-", dir=folder) as file,
+        ):
+            if hasattr(os, "posix_fallocate"):  # else a full disk kills the process, by a signal
+                os.posix_fallocate(file.fileno(), 0, size)
+            room = torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype)
+            return room.view(like.shape)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -11,6 +12,7 @@ from transformers import PretrainedConfig
 
 from ..errors import SparselabError
 from ..methods.base import DENSE_BLOCK, Method
+from ..methods.parameters import checked
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of
 from ..models.checkpoint import config_of, empty_model
@@ -40,12 +42,8 @@ class Plan:
 
     def frame(self) -> pd.DataFrame:
         """One row a term."""
-        return pd.DataFrame(
-            [
-                {"term": term, "where": where, "GiB": amount / GIB}
-                for term, (where, amount) in self.bytes.items()
-            ]
-        )
+        rows = [(term, where, amount / GIB) for term, (where, amount) in self.bytes.items()]
+        return pd.DataFrame(rows, columns=["term", "where", "GiB"])
 
     def advice(self) -> str:
         """Whether it fits, and what to turn where it does not."""
@@ -70,19 +68,20 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        places = ", ".join(
-            f"{place} {self.total(place) / GIB:.2f} GiB"
-            + (f" of {self.free[place] / GIB:.1f} free" if place in self.free else "")
-            for place in ("device", "host")
-            if self.total(place)
-        )
-        phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
-        return (
-            f"{self.title}\n{self.frame().round(3).to_string(index=False)}\npeak: {places};"
-            f" {self.advice()}"
-            + f"\nabout {sum(self.seconds.values()) / 60:.1f} min: {phases}"
-            * bool(phases)
-        )
+        places = [self._peak(place) for place in ("device", "host") if self.total(place)]
+        lines = [
+            self.title,
+            self.frame().round(3).to_string(index=False),
+            f"peak: {', '.join(places)}; {self.advice()}",
+        ]
+        if self.seconds:
+            phases = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+            lines.append(f"about {sum(self.seconds.values()) / 60:.1f} min: {phases}")
+        return "\n".join(lines)
+
+    def _peak(self, place: str) -> str:
+        free = f" of {self.free[place] / GIB:.1f} free" if place in self.free else ""
+        return f"{place} {self.total(place) / GIB:.2f} GiB{free}"
 
     __repr__ = __str__
 
@@ -112,14 +111,12 @@ class Shape:
         model = empty_model(config)
         family, blocks = family_of(model), blocks_of(model)
         block = sum(p.numel() for p in blocks[0].parameters())
-        linears = [[blocks[0].get_submodule(name) for name in group] for group in family.groups]
-        groups = tuple(
-            (group[0].in_features, sum(linear.out_features for linear in group))
-            for group in linears
-        )
-        total, headless = (
-            sum(p.numel() for p in part.parameters()) for part in (model, model.base_model)
-        )
+        groups = []
+        for names in family.groups:
+            linears = [blocks[0].get_submodule(name) for name in names]
+            outputs = sum(linear.out_features for linear in linears)
+            groups.append((linears[0].in_features, outputs))
+        total, headless = model.num_parameters(), model.base_model.num_parameters()
         return cls(
             family,
             len(blocks),
@@ -129,15 +126,16 @@ class Shape:
             block,
             total - len(blocks) * block,
             total - headless,
-            groups,
+            tuple(groups),
         )
 
 
+@checked
 def plan(
     model: str | Path | nn.Module | PretrainedConfig,
     method: str | Method = "sparsegpt",
-    samples: int = 128,
-    seqlen: int = 2048,
+    samples: Annotated[int, ">= 1"] = 128,
+    seqlen: Annotated[int, ">= 2"] = 2048,
     device: str | torch.device | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -173,7 +171,7 @@ def plan(
     Plan
     """
     device = find_device(device, here=False)
-    _check_plan(device, samples, seqlen, offload)
+    _check_place(device, offload)
     if isinstance(model, nn.Module):
         model = model.config
     config = model if isinstance(model, PretrainedConfig) else config_of(str(model))
@@ -198,13 +196,9 @@ def plan(
     return Plan(title, terms, seconds, free)
 
 
-def _check_plan(device: torch.device, samples: int, seqlen: int, offload: str) -> None:
+def _check_place(device: torch.device, offload: str) -> None:
     if device.type not in RUNTIME:
         raise SparselabError(f"device={str(device)!r}: a plan is for 'cpu' or 'cuda'.")
-    if samples < 1 or seqlen < 2:
-        raise SparselabError(
-            f"a plan needs samples >= 1 and seqlen >= 2, not samples={samples}, seqlen={seqlen}."
-        )
     if offload not in ActivationStore.PLACES:
         places = ", ".join(map(repr, ActivationStore.PLACES))
         raise SparselabError(

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from torch import LongTensor, nn
 
 from ..errors import SparselabError
-from ..methods.base import Method
+from ..methods.base import Method, Target
+from ..methods.parameters import checked
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of, linears_of, model_name
 from ..models.loading import find_device, find_dtype
@@ -21,14 +24,21 @@ from ..models.validation import (
     check_rows,
     check_weights,
 )
-from ..patterns import Allocation, Pattern, describe_allocation
+from ..patterns import Allocation, Pattern, describe_allocation, plain
 from ..runtime.files import DISTRIBUTION
+from ..runtime.memory import naming_memory_errors
 from .block import PhaseClock, PruningRun
 from .loop import dry_run_one_block, open_result, prune_blocks
 from .report import Report
 from .sources import InMemoryBlocks, StreamedBlocks
 
+FEWER = (
+    "Use fewer samples, a shorter seqlen, offload='disk', a smaller dtype, or a larger machine;"
+    " sl.plan says what each needs."
+)
 
+
+@checked
 @torch.no_grad()
 def prune(
     model: nn.Module | str | Path,
@@ -39,13 +49,13 @@ def prune(
     layers: Iterable[int] | str | None = None,
     modules: Iterable[str] | None = None,
     refit: bool | None = None,
-    targets: str | None = None,
+    targets: Target | None = None,
     in_order: bool | None = None,
-    batch: int | None = None,
+    batch: Annotated[int, ">= 1", "windows at once, 1 or more"] | None = None,
     progress: bool = True,
     out: str | Path | None = None,
-    offload: str = "auto",
-    dtype: torch.dtype | None = None,
+    offload: Literal["auto", "device", "cpu", "disk"] = "auto",
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     dry_run: bool = False,
 ) -> Report:
@@ -119,23 +129,19 @@ def prune(
     method = replace(
         find_method(method), **{name: value for name, value in given.items() if value is not None}
     )
-    if batch is not None and batch < 1:
-        raise SparselabError(
-            f"batch={batch}: windows at once, 1 or more; None takes what free memory holds."
-        )
     pattern = (Allocation if isinstance(sparsity, (Mapping, Allocation)) else Pattern).parse(
         sparsity
     )
-    source = _source(model, out, dtype, device, dry_run)
-    try:
+    with (
+        naming_memory_errors("prune this model", FEWER),
+        closing(_source(model, out, dtype, device, dry_run)) as source,
+    ):
         run = _prepare(source, calibration, method, pattern, layers, modules)
         if dry_run:
             return dry_run_one_block(run, batch, offload)
         open_result(run, batch)
         report = prune_blocks(run, batch, offload, progress)
-        source.close(report)
-    finally:
-        source.shutdown()
+        source.complete(report)
     report.seconds["total"] = time.perf_counter() - started
     return report
 
@@ -144,7 +150,7 @@ def _source(
     model: nn.Module | str | Path, out, dtype, device, dry_run: bool
 ) -> InMemoryBlocks | StreamedBlocks:
     if not isinstance(model, nn.Module):
-        if out is None and not dry_run:
+        if not out and not dry_run:
             raise SparselabError(
                 f"prune({str(model)!r}) reads a model block by block and writes the result: say"
                 " where, out='folder'. To prune in memory, pass the model that sl.load gives."
@@ -153,7 +159,7 @@ def _source(
         return StreamedBlocks(
             model, out, dtype or (torch.float32 if device.type == "cpu" else None), device
         )
-    if out or dtype or device:
+    if (out, dtype, device) != (None, None, None):
         raise SparselabError(
             "out=, dtype= and device= belong to a model given by name. A model in memory is pruned"
             " in place, as it is; write it with sl.save."
@@ -217,12 +223,13 @@ def _chosen_layers(layers: Iterable[int] | str | None, count: int) -> list[int]:
         return list(range(count))
     if isinstance(layers, str) and layers == "first half":
         layers = range(count // 2)
-    chosen = [*layers] if isinstance(layers, Iterable) else [layers]  # a single number will do
-    if not all(hasattr(number, "__index__") for number in chosen):
+    given = plain(layers)  # a single number will do
+    chosen = [*map(plain, given)] if isinstance(given, Iterable) else [given]
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in chosen):
         raise SparselabError(
             f"layers={layers!r}: a range or list of block numbers, or 'first half'."
         )
-    chosen = sorted({*map(int, chosen)})
+    chosen = sorted({*chosen})
     if not chosen or chosen[0] < 0 or chosen[-1] >= count:
         raise SparselabError(f"layers={chosen}: choose some of the blocks 0 to {count - 1}.")
     return chosen
@@ -234,6 +241,11 @@ def _chosen_linears(
     linears = linears_of(model, layers)
     if modules is None:
         return linears
+    modules = plain(modules)
+    if not isinstance(modules, Iterable):
+        raise SparselabError(
+            f"modules={modules!r}: the ends of linears' names, such as ['fc1', 'fc2']."
+        )
     modules = (modules,) if isinstance(modules, str) else tuple(modules)
     known = sorted({name.split(".")[-1] for name in linears})
     for module in modules or ("",):
@@ -242,11 +254,8 @@ def _chosen_linears(
                 f"modules={list(modules)}: no linear is called {module!r}. Known:"
                 f" {', '.join(known)}."
             )
-    return {
-        name: linear
-        for name, linear in linears.items()
-        if any(name.endswith(f".{m}") for m in modules)
-    }
+    ends = tuple(f".{module}" for module in modules)
+    return {name: linear for name, linear in linears.items() if name.endswith(ends)}
 
 
 def _settings(

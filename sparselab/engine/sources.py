@@ -3,36 +3,44 @@ run goes on."""
 
 import hashlib
 import json
-import shutil
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor, nn
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, family_of
-from ..models.checkpoint import Checkpoint, load_header
-from ..models.hub import quiet
-from ..models.loading import INDEX, tokenizer_of, write_tokenizer
+from ..models.checkpoint import Checkpoint
+from ..models.loading import tokenizer_of
 from ..models.packed import stored_tensors
-from ..models.saving import REPORT_FILE
+from ..models.saving import write_beside_weights
+from ..models.shards import INDEX, tensors_in
 from ..runtime import distributed
-from ..runtime.files import is_disk_full, write_json
+from ..runtime.files import (
+    check_room,
+    lock_folder,
+    naming_file_errors,
+    put_in_place,
+    sha256,
+    write_json,
+)
 from ..runtime.memory import batch_size, trim_host_memory
 from .report import MatrixRow, Report
 
 MANIFEST = "sparselab-manifest.json"
+# What a killed run may leave: safetensors writes to .tmpXXXXXX, and renames it.
+LITTER = (".tmp??????", "*.unfinished")
 
 
 class InMemoryBlocks:
     """A model that is whole in memory: blocks need not be loaded, and stay where they are."""
 
     streamed, done, batch = False, 0, None
+    batches: tuple = ()
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -47,13 +55,13 @@ class InMemoryBlocks:
         """The block, with its weights."""
         return blocks_of(self.model)[layer]
 
-    def finish(self, layer: int, report: Report) -> None:
+    def finish(self, layer: int, report: Report, batches: list[int]) -> None:
         """The block is pruned, and its outputs are known."""
 
-    def close(self, report: Report) -> None:
+    def complete(self, report: Report) -> None:
         """All blocks are finished."""
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """The run has ended, well or not."""
 
 
@@ -77,23 +85,17 @@ class StreamedBlocks:
         dtype: torch.dtype | None,
         device: torch.device,
     ):
-        self.out = Path(out).expanduser().absolute() if out else None  # a dry run writes nothing
-        if self.out and self.out.exists():
-            raise SparselabError(
-                f"{self.out} exists already. Move it away or choose another folder for out=."
-            )
+        self.out = _new_folder(out) if out else None  # a dry run writes nothing
         distributed.barrier()  # nobody writes before all have looked
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
         self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks
-        self.like = {
-            layer: dict(block.state_dict()) for layer, block in enumerate(self.blocks)
-        }  # without memory
-        inside = {
-            f"{self.prefix}.{layer}.{key}" for layer, like in self.like.items() for key in like
+        self.like = [dict(block.state_dict()) for block in self.blocks]  # without memory
+        self.outside = {
+            key: like
+            for key, like in stored_tensors(self.model).items()
+            if not key.startswith(self.prefix + ".")
         }
-        outside = {key: like for key, like in self.model.state_dict().items() if key not in inside}
-        self.outside = {key: outside[key] for key in stored_tensors(self.model) if key in outside}
         needed = self.model.base_model_prefix + "."  # all but an output head of its own
         used = {key: like for key, like in self.outside.items() if key.startswith(needed)}
         self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
@@ -102,8 +104,12 @@ class StreamedBlocks:
         self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.ahead: dict[int, Future] = {}
         self.written: Future | None = None
+        self.lock: int | None = None
         self.done = 0
-        self.batch: int | None = None  # windows at once: sums over other batches have other bits
+        # Windows at once, before the first block and after each: memory may halve them, and sums
+        # over other batches have other bits.
+        self.batch: int | None = None
+        self.batches: list[list[int]] = []
 
     @property
     def part(self) -> Path:
@@ -146,35 +152,32 @@ class StreamedBlocks:
 
     def start(self, settings: dict, report: Report) -> None:
         """Make the working folder, or go on in the one that is there; refuse one that other
-        settings made."""
+        settings made, or that another run is writing."""
+        with self._naming_file_errors():
+            self.lock = lock_folder(self.part)
+        if self.lock is None or self.out.exists():
+            raise SparselabError(
+                f"another run is writing {self.out}. Wait for it, or choose another out=."
+            )
         if (self.part / MANIFEST).exists():
             self._resume(settings, report)
             return
+        self._clear()
         self.batch = batch_size(self.model, report.settings["seqlen"])
         self.manifest = {
             "settings": self._run_settings(settings),
             "batch": self.batch,
+            "shards": {},
             "blocks": [],
         }
-        self._clear()
-        needed = sum(
-            like.numel() * like.element_size() for like in self.model.state_dict().values()
-        )
+        sizes = [p.numel() * p.element_size() for p in self.model.state_dict().values()]
         try:
-            self.part.mkdir(parents=True)
-        except OSError as error:
-            raise SparselabError(
-                f"cannot make {self.part}: {error.strerror}. Choose another folder for out=."
-            ) from error
-        free = shutil.disk_usage(self.part).free
-        if free < 1.02 * needed + 2**20:
+            check_room(self.part, sum(sizes), "the result")
+        except SparselabError:
             self.part.rmdir()
-            raise SparselabError(
-                f"the result needs {needed / 2**20:.0f} MiB, but {self.out.parent} has"
-                f" {free / 2**20:.0f} MiB free. Free some disk space or choose another folder for"
-                " out=."
-            )
-        self._catch_disk_full(self._write, 0, self.checkpoint.read(self.outside))
+            raise
+        with self._naming_file_errors():
+            self._write(0, self.checkpoint.read(self.outside))
 
     def join(self, settings: dict, report: Report) -> None:
         """What `start` does in a process that does not write: the first has made the folder."""
@@ -190,22 +193,30 @@ class StreamedBlocks:
         }
 
     def _clear(self) -> None:
-        """Remove what a run left that was killed before its first manifest, and no one else's
-        files."""
-        for file in self.part.iterdir() if self.part.is_dir() else ():
-            if not any(file.match(own) for own in ("model-00001-of-*.safetensors", "*.unfinished")):
+        """Remove what a run left that was killed before its first manifest; a SparselabError where
+        there is a file of someone else."""
+        files = [*self.part.iterdir()]
+        for file in files:
+            if not any(file.match(own) for own in ("model-00001-of-*.safetensors", *LITTER)):
                 raise SparselabError(
                     f"the result would grow in {self.part}, which holds {file.name}: not an"
                     " interrupted run. Move that folder away or choose another out=."
                 )
-        shutil.rmtree(self.part, ignore_errors=True)
+        for file in files:
+            file.unlink()
 
     def _resume(self, settings: dict, report: Report) -> None:
         try:
             found = json.loads((self.part / MANIFEST).read_text())
-            before, self.batch, self.done = found["settings"], found["batch"], len(found["blocks"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._broken(MANIFEST, error) from error
+            before = {**found["settings"]}
+            blocks = found["blocks"]
+            self.batch, self.done = int(found["batch"]), len(blocks)
+            self.batches = [[*map(int, block["batches"])] for block in blocks]
+            rows = [MatrixRow.of(row) for block in blocks for row in block["rows"]]
+            epochs = [dict(row) for block in blocks for row in block["epochs"]]
+            shards = [found["shards"][self._shard(number)] for number in range(self.done + 1)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._broken(MANIFEST, repr(error)) from error
         for key, value in self._run_settings(settings).items():
             if (other := before.get(key)) != value:
                 raise SparselabError(
@@ -213,34 +224,25 @@ class StreamedBlocks:
                     f" {value}. Repeat that call to go on with it, delete the folder, or choose"
                     " another out=."
                 )
-        for number in range(self.done + 1):
-            self._check(number)
+        if distributed.rank() == 0:
+            for number, written in enumerate(shards):
+                if sha256(self.part / self._shard(number)) != written:
+                    raise self._broken(self._shard(number), "other bytes than were written")
+            for litter in LITTER:
+                for file in self.part.glob(litter):
+                    file.unlink()
         self.manifest = found
-        for block in found["blocks"]:
-            report.rows += map(MatrixRow.of, block["rows"])
-            report.epochs += block["epochs"]
+        report.rows += rows
+        report.epochs += epochs
 
-    def _check(self, number: int) -> None:
-        """A shard of the earlier run is whole, and holds the tensors that it should."""
-        wanted = (
-            [f"{self.prefix}.{number - 1}.{key}" for key in self.like[number - 1]]
-            if number
-            else self.outside
-        )
-        try:
-            found = load_header(self.part / self._shard(number))
-        except (SafetensorError, OSError) as error:
-            raise self._broken(self._shard(number), error) from error
-        if {*found} != {*wanted}:
-            raise self._broken(self._shard(number), "other tensors than it should hold")
-
-    def _broken(self, name: str, error: Exception | str) -> SparselabError:
+    def _broken(self, name: str, error: str) -> SparselabError:
         return SparselabError(
             f"{self.part / name} is broken ({error}). Delete {self.part} and start again."
         )
 
-    def finish(self, layer: int, report: Report) -> None:
-        """Write the block as a shard, if it is new, and free its memory."""
+    def finish(self, layer: int, report: Report, batches: list[int]) -> None:
+        """Write the block as a shard, if it is new, and free its memory. `batches`: how many
+        windows at once its outputs were computed with."""
         if layer >= self.done and distributed.rank() == 0:
             weights = self.blocks[layer].state_dict()
             block = {
@@ -249,70 +251,62 @@ class StreamedBlocks:
             entry = {
                 "rows": [asdict(row) for row in report.rows if row.layer == layer],
                 "epochs": [row for row in report.epochs if row["layer"] == layer],
+                "batches": batches,
             }
             self._wait()
-            self.written = self.writer.submit(
-                self._catch_disk_full, self._write, layer + 1, block, entry
-            )
+            self.written = self.writer.submit(self._write, layer + 1, block, entry)
             if self.device.type == "cpu":
                 self._wait()  # memory for a second block is worth more
         self.blocks[layer].to("meta")
         trim_host_memory()
 
-    def close(self, report: Report) -> None:
+    def complete(self, report: Report) -> None:
         """Write what makes a folder of shards a model, and give it its name."""
         self._wait()
         self.reader.shutdown()
         if distributed.rank() == 0:
-            self._catch_disk_full(self._complete, report)
+            with self._naming_file_errors():
+                self._complete(report)
         distributed.barrier()
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """The run has ended. After an error let what is being written end; finished blocks stay for
         the next call."""
         self.reader.shutdown(cancel_futures=True)
         self.writer.shutdown()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def _complete(self, report: Report) -> None:
         files = {self._shard(k): self.part / self._shard(k) for k in range(len(self.blocks) + 1)}
-        weights = {key: name for name, file in files.items() for key in load_header(file)}
+        weights = {key: name for name, file in files.items() for key in tensors_in(file)}
         total = sum(file.stat().st_size for file in files.values())
-        with quiet():
-            self.model.config.dtype = str(next(iter(self.outside.values())).dtype).removeprefix(
-                "torch."
-            )
-            self.model.config.save_pretrained(self.part)
-            write_tokenizer(tokenizer_of(self.model), self.part)
-        if (self.checkpoint.folder / GENERATION_CONFIG_NAME).exists():
-            shutil.copy(self.checkpoint.folder / GENERATION_CONFIG_NAME, self.part)
-        report.save(self.part / REPORT_FILE)
+        first = next(iter(self.outside.values()))
+        self.model.config.dtype = str(first.dtype).removeprefix("torch.")
+        write_beside_weights(self.model, report, self.part, tokenizer_of(self.model))
         write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
-        if self.out.exists():
-            raise SparselabError(
-                f"{self.out} appeared during the run. The whole result waits in {self.part}: move "
-                f"{self.out.name} away and repeat the call, which prunes nothing anew."
-            )
-        self.part.rename(self.out)
+        put_in_place(self.part, self.out, replace=False)
         (self.out / MANIFEST).unlink()  # last: until here the call can be repeated
 
     def _wait(self) -> None:
         if self.written is not None:
-            self.written.result()
+            with self._naming_file_errors():
+                self.written.result()
             self.written = None
 
     def _write(self, number: int, tensors: dict[str, Tensor], entry: dict | None = None) -> None:
         """A shard, then the manifest that names it, each complete before it gets its name."""
         file = self.part / self._shard(number)
         unfinished = file.with_suffix(".unfinished")
+        whole = {key: value.contiguous() for key, value in tensors.items()}
         try:
-            save_file(
-                {key: value.contiguous() for key, value in tensors.items()},
-                unfinished,
-                metadata={"format": "pt"},
-            )
+            save_file(whole, unfinished, metadata={"format": "pt"})
+            self.manifest["shards"][file.name] = sha256(unfinished)
             unfinished.replace(file)
         finally:
-            unfinished.unlink(missing_ok=True)
+            for litter in (unfinished, *self.part.glob(LITTER[0])):
+                litter.unlink(missing_ok=True)
         if entry is not None:
             self.manifest["blocks"].append(entry)
         write_json(self.part / MANIFEST, self.manifest)
@@ -320,17 +314,27 @@ class StreamedBlocks:
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
 
-    def _catch_disk_full(self, work, *arguments) -> None:
-        """Work that writes; a full disk is one sentence."""
-        try:
-            work(*arguments)
-        except (OSError, SafetensorError) as error:
-            if not is_disk_full(error):
-                raise
+    def _naming_file_errors(self):
+        """What the system refuses while the result is written, as one sentence."""
+        return naming_file_errors(
+            f"the result cannot be written to {self.part}",
+            "Then repeat the call, which goes on after the last finished block; or choose another"
+            " out=.",
+        )
+
+
+def _new_folder(out: str | Path) -> Path:
+    """The path of a result that is not there yet."""
+    advice = "Choose another out=."
+    with naming_file_errors(f"out={str(out)!r} cannot be a folder", advice):
+        folder = Path(out).expanduser().absolute()
+        if os.path.lexists(folder):  # also a link that leads nowhere
+            (folder / MANIFEST).unlink(missing_ok=True)  # of a run killed at its very last step
             raise SparselabError(
-                f"the disk of {self.out.parent} is full. Free some space and repeat the call: it"
-                f" goes on after the blocks that are finished in {self.part}."
-            ) from error
+                f"{folder} exists already. Move it away or choose another folder for out=."
+            )
+        folder.with_name(folder.name + ".part").exists()  # too long a name is found here
+    return folder
 
 
 def fingerprint(settings: dict, calibration: LongTensor) -> dict:

@@ -78,15 +78,13 @@ def _linears(block: nn.Module) -> set[str]:
 
 
 def _experts(module: nn.Module) -> bool:
-    fused = (
-        p
-        for part in module.modules()
-        if not isinstance(part, CONVOLUTIONS)
-        for p in part.parameters(recurse=False)
-    )
-    return any(p.ndim > 2 for p in fused) or any(
-        ".experts." in name for name, _ in module.named_parameters()
-    )
+    if any(".experts." in name for name, _ in module.named_parameters()):
+        return True
+    for part in module.modules():
+        fused = any(p.ndim > 2 for p in part.parameters(recurse=False))
+        if fused and not isinstance(part, CONVOLUTIONS):
+            return True
+    return False
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
@@ -97,12 +95,12 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 def linears_of(model: nn.Module, layers: list[int] | None = None) -> dict[str, nn.Linear]:
     """Every linear that pruning touches, by its name in the model: 'model.layers.0.mlp.up_proj'."""
     family, blocks = family_of(model), blocks_of(model)
-    return {
-        f"{family.blocks}.{i}.{name}": blocks[i].get_submodule(name)
-        for i in (range(len(blocks)) if layers is None else layers)
-        for group in family.groups
-        for name in group
-    }
+    names = [name for group in family.groups for name in group]
+    found = {}
+    for layer in range(len(blocks)) if layers is None else layers:
+        for name in names:
+            found[f"{family.blocks}.{layer}.{name}"] = blocks[layer].get_submodule(name)
+    return found
 
 
 def model_name(model: nn.Module) -> str:

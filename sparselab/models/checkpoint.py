@@ -7,69 +7,110 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import SparselabError
 from .architecture import family_of
 from .hub import quiet
 from .loading import (
-    INDEX,
     LOCAL,
     friendly_error,
+    has_adapter,
     locate,
     read_config,
+    read_model,
     read_tokenizer,
     remember_tokenizer,
-    weight_map,
 )
 from .packed import PACKED, stored_tensors
+from .shards import FLOATS, dtypes_in, tensors_in, weight_files
 
 FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PIECE = 2**16  # bytes
-LEFT_OUT = "rotary_emb.inv_freq"  # old LLaMA checkpoints carry what is computed now
+IN_MEMORY = "Prune it in memory, with the model that sl.load gives."
 
 
 class Checkpoint:
     """Tensors of a model by their name in the model, from a folder or a Hub id. Everything that can
     be wrong with the files, but for the bits of the weights, is found at once: opening reads the
-    headers only."""
+    headers only. Which files and tensors belong to the model is what transformers says."""
 
     def __init__(self, name: str | Path):
         self.name = str(name)
         location, options = locate(self.name)
         self.folder = Path(location) if Path(location).is_dir() else _fetched(name, options)
         self.config = read_config(self.name, self.folder, LOCAL)
+        self._refuse_what_only_load_reads()
         self.files = {
-            key: file for key, file in _index(self.folder, self.name).items() if LEFT_OUT not in key
+            key: file for file in weight_files(self.folder, self.name) for key in tensors_in(file)
         }
+        read_model(self.name, self.folder, LOCAL, device_map="meta")  # reads headers, no weight
+
+    def _refuse_what_only_load_reads(self) -> None:
+        if (self.folder / PACKED).exists():
+            raise SparselabError(
+                f"{self.name} is packed, and a packed file is not read block by block. {IN_MEMORY}"
+            )
+        if has_adapter(self.folder):
+            raise SparselabError(
+                f"{self.name} holds an adapter (adapter_config.json) beside the weights, which is"
+                f" not read block by block. {IN_MEMORY}"
+            )
 
     def skeleton(self, dtype: torch.dtype | str | None) -> PreTrainedModel:
         """The model without memory for its parameters (buffers are real), in evaluation mode."""
         model = empty_model(self.config, self._dtype(dtype))
+        self._give_names_of_the_model(model)
+        if self._has_other_head(model):
+            self.config.tie_word_embeddings = False
+            model = empty_model(self.config, self._dtype(dtype))
         model.sparselab_name = self.name
         with quiet():
             try:
                 remember_tokenizer(model, read_tokenizer(self.name, self.folder, LOCAL))
+                if (self.folder / GENERATION_CONFIG_NAME).exists():
+                    model.generation_config = GenerationConfig.from_pretrained(self.folder)
             except Exception as error:
                 raise friendly_error(self.name, error) from error
-        prefix = family_of(model).blocks.split(".")[0] + "."  # some checkpoints leave 'model.' out
-        self.files |= {
-            prefix + key: file
-            for key, file in self.files.items()
-            if prefix + key in model.state_dict()
-        }
-        missing = sorted(key for key in stored_tensors(model) if key not in self.files)
-        if missing:
-            more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            raise SparselabError(
-                f"{self.name}: its files hold no tensor {missing[0]}{more}: they are not complete,"
-                " or belong to another config.json. Download the model again."
-            )
         return model.eval()
 
+    def _give_names_of_the_model(self, model: PreTrainedModel) -> None:
+        """Some checkpoints leave 'model.' out of all names."""
+        prefix = family_of(model).blocks.split(".")[0] + "."
+        wanted = model.state_dict()
+        for key, file in [*self.files.items()]:
+            if prefix + key in wanted:
+                self.files[prefix + key] = file
+        other = sorted(key for key in stored_tensors(model) if key not in self.files)
+        if other:
+            raise SparselabError(
+                f"{self.name}: {other[0]} has another name in its files, which transformers"
+                f" translates; they are not read block by block. {IN_MEMORY}"
+            )
+
+    def _has_other_head(self, model: PreTrainedModel) -> bool:
+        """The files hold an output head that differs from the embeddings to which config.json ties
+        it: transformers keeps both then, so both are kept here."""
+        embeddings = model.get_input_embeddings().weight
+        same = [
+            key
+            for key, value in model.named_parameters(remove_duplicate=False)
+            if value is embeddings and key in self.files
+        ]
+        if len(same) == 1:
+            return False
+        first, *others = self.read(dict.fromkeys(same, embeddings), stored=True).values()
+        return not all(torch.equal(first, other) for other in others)
+
     def _dtype(self, dtype: torch.dtype | str | None) -> torch.dtype:
-        found = self.config.dtype if dtype in (None, "auto") else dtype
-        return found or torch.float32
+        """'auto' and None: the one that config.json names, else that of the first tensor."""
+        if dtype not in (None, "auto"):
+            return dtype
+        if self.config.dtype:
+            return self.config.dtype
+        kinds = dtypes_in(weight_files(self.folder, self.name)[0]).values()
+        return next((FLOATS[kind] for kind in kinds if kind in FLOATS), torch.float32)
 
     def digest(self) -> str:
         """Tells these weights from others under the same name: config.json, and a thousand pieces
@@ -116,7 +157,10 @@ def _fetched(name: str | Path, options: dict) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=FETCHED, **options))
+        # Only the folder itself: some repositories keep the weights once more in another one.
+        return Path(
+            snapshot_download(str(name), allow_patterns=FETCHED, ignore_patterns="*/*", **options)
+        )
     except Exception as error:
         raise friendly_error(name, error) from error
 
@@ -133,52 +177,3 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     return model
-
-
-def _index(folder: Path, name: str) -> dict[str, Path]:
-    """Which file holds which tensor, checked against the files' own headers."""
-    if (folder / PACKED).exists():
-        raise SparselabError(
-            f"{name} is packed, and a packed file is not read block by block. Prune it in memory,"
-            " with the model that sl.load gives, or write that model unpacked with sl.save first."
-        )
-    if (folder / INDEX).exists():
-        try:
-            claimed = weight_map(folder)
-            files = sorted({folder / file for file in claimed.values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SparselabError(
-                f"{name}: {INDEX} is broken ({error!r}). Download it again."
-            ) from error
-    else:
-        claimed, files = None, sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise SparselabError(
-            f"{name} holds no safetensors file (pickled weights are not read, for they can run"
-            " code). Convert it with save_pretrained of transformers, or choose another copy."
-        )
-    found = {key: file for file in files for key in _keys(file, name)}
-    for key, file in (claimed or {}).items():
-        if found.get(key) != folder / file:
-            raise SparselabError(
-                f"{name}: {INDEX} says that {key} is in {file}, and it is not. Download the model"
-                " again."
-            )
-    return found
-
-
-def _keys(file: Path, name: str) -> list[str]:
-    if not file.exists():
-        raise SparselabError(f"{name}: {file.name} is missing. Download the model again.")
-    try:
-        return load_header(file)
-    except (SafetensorError, OSError) as error:
-        raise SparselabError(
-            f"{name}: {file.name} is broken ({error}). Download it again."
-        ) from error
-
-
-def load_header(file: Path) -> list[str]:
-    """The names of the tensors in a safetensors file."""
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())

@@ -1,8 +1,8 @@
 """Load a model and its tokenizer, and know where the blocks and linears of its family are."""
 
 import hashlib
-import json
 import weakref
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,12 +16,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME
 
 from ..errors import SparselabError, did_you_mean
+from ..runtime.memory import is_out_of_memory
 from .architecture import UNLIMITED, family_of, model_name
 from .embedded import EMBEDDED, OPT_MINI, smollm2_folder
 from .hub import online, quiet
 from .packed import PACKED, read_packed
+from .shards import weight_files
 
 
 def revision(model: nn.Module) -> str:
@@ -40,7 +43,6 @@ def _weights_sha256(folder: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-INDEX = "model.safetensors.index.json"
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # None would ask on standard input
 _tokenizers: "weakref.WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase]" = (
     weakref.WeakKeyDictionary()
@@ -85,20 +87,92 @@ def load(
     dtype = find_dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
     folder, options = locate(str(name))
     config = read_config(name, folder, options)
-    with quiet():
-        try:
-            if (Path(folder) / PACKED).exists():
-                model = read_packed(Path(folder), config, dtype)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, use_safetensors=True, **options
-                )
-            tokenizer = read_tokenizer(name, folder, options)
-        except Exception as error:
-            raise friendly_error(name, error) from error
+    if (Path(folder) / PACKED).exists():
+        with _naming_errors(name):
+            model = read_packed(Path(folder), config, dtype)
+    else:
+        if Path(folder).is_dir():
+            weight_files(Path(folder), str(name))
+        model = read_model(name, folder, options, dtype=dtype)
+        _merge_adapter(model)
+    with _naming_errors(name):
+        tokenizer = read_tokenizer(name, folder, options)
     model.sparselab_name = str(name)
     remember_tokenizer(model, tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def read_model(name: str | Path, folder: str | Path, options: dict, **how) -> PreTrainedModel:
+    """What transformers makes of a folder or Hub id; of what it would only warn is an error here.
+
+    Parameters
+    ----------
+    name : str or Path
+        What the user calls the model.
+    folder : str or Path
+        Where the files are, or the Hub id.
+    options, **how
+        For `from_pretrained`. device_map='meta' reads the names of the tensors and no weight.
+
+    Raises
+    ------
+    SparselabError
+        Where the files lack a tensor, or hold one that config.json does not foresee.
+    """
+    with _naming_errors(name):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **how, **options
+        )
+    for key in sorted(found["missing_keys"])[:1]:
+        raise SparselabError(
+            f"{name}: its files hold no tensor {key}{_and_more(found['missing_keys'])}: they are"
+            " not complete, or belong to another config.json. Download the model again."
+        )
+    for key in sorted(found["unexpected_keys"])[:1]:
+        raise SparselabError(
+            f"{name}: its files hold {key}{_and_more(found['unexpected_keys'])}, for which its"
+            " config.json has no place: they would be left out. The two do not belong together:"
+            " correct config.json, or download the model again."
+        )
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False  # config.json may say so where two are stored
+    return model
+
+
+def _and_more(keys) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+
+
+@contextmanager
+def _naming_errors(name: str | Path):
+    """The libraries' exceptions, as one sentence; without their log."""
+    with quiet():
+        try:
+            yield
+        except Exception as error:
+            raise friendly_error(name, error) from error
+
+
+def has_adapter(folder: str | Path) -> bool:
+    """Whether a LoRA adapter lies beside the weights; transformers applies it unasked."""
+    return (Path(folder) / "adapter_config.json").exists()
+
+
+def _merge_adapter(model: PreTrainedModel) -> None:
+    """Add what an adapter has learnt to the weights, so that there are plain linears to prune and
+    to save."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+    model._weight_conversions = None  # or the adapter's names would be saved
 
 
 def read_tokenizer(name: str | Path, folder: str | Path, options: dict) -> PreTrainedTokenizerBase:
@@ -181,11 +255,18 @@ def locate(name: str) -> tuple[str, dict]:
 
 def read_config(name: str | Path, folder: str | Path, options: dict) -> PretrainedConfig:
     """config.json of a folder or Hub id, of a family that can be pruned."""
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(folder, **options)
-        except Exception as error:
-            raise friendly_error(name, error) from error
+    if has_adapter(folder) and not (Path(folder) / CONFIG_NAME).exists():
+        raise SparselabError(
+            f"{name} is an adapter without its model. Merge the two (merge_and_unload of peft), and"
+            " save the result."
+        )
+    with _naming_errors(name):
+        config = AutoConfig.from_pretrained(folder, **options)
+    if getattr(config, "quantization_config", None):
+        raise SparselabError(
+            f"{name} is quantised (quantization_config in its config.json), and only plain numbers"
+            " can be pruned. Choose the copy of the model that is not quantised."
+        )
     _refuse_other_families(config, name)
     return config
 
@@ -197,6 +278,11 @@ def _refuse_other_families(config: PretrainedConfig, name: str | Path) -> None:
         with torch.device("meta"), quiet():
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
+        if type(config) in AutoModelForCausalLM._model_mapping:
+            raise SparselabError(
+                f"{name}: transformers cannot build the model that its config.json describes"
+                f" ({_first_line(error)}). Correct config.json, or download it again."
+            ) from error
         raise SparselabError(
             f"{name}: transformers knows no causal language model of type {config.model_type!r} "
             "without remote code. Choose a model of the OPT or LLaMA family."
@@ -235,7 +321,7 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
             f"{name} is not on this machine and the Hub cannot be reached. Connect to the network, "
             f"pass a local folder, or use one of {', '.join(EMBEDDED)}."
         )
-    if {"OutOfMemoryError", "MemoryError"} & set(causes):
+    if is_out_of_memory(error) or {"OutOfMemoryError", "MemoryError"} & {*causes}:
         return SparselabError(
             f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model."
         )
@@ -244,10 +330,9 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
             f"{name}: weights in its files have other shapes than its config.json says. They do not"
             " belong together: download both again."
         )
-    if missing := _missing_shards(Path(name)):
+    if isinstance(error, PermissionError):
         return SparselabError(
-            f"{name}: its index names {', '.join(missing)}, and there is no such file. Download the"
-            " model again."
+            f"{name}: {error.filename} cannot be read: {error.strerror}. Change its permissions."
         )
     if "trust_remote_code" in str(error):
         return SparselabError(
@@ -260,21 +345,10 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
             " code). Convert it with save_pretrained of transformers, or choose another copy."
         )
     return SparselabError(
-        f"{name} could not be loaded: {str(error).splitlines()[0] if str(error) else causes[0]} "
+        f"{name} could not be loaded: {_first_line(error)} "
         "Check that the folder holds config.json, *.safetensors and the tokenizer's files."
     )
 
 
-def weight_map(folder: Path) -> dict[str, str]:
-    """Which file is to hold which tensor, as the index of a folder says."""
-    return json.loads((folder / INDEX).read_text(encoding="utf8"))["weight_map"]
-
-
-def _missing_shards(folder: Path) -> list[str]:
-    """The shards that the index of a local folder names and that are not there."""
-    try:
-        return sorted(
-            {file for file in weight_map(folder).values() if not (folder / file).exists()}
-        )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return []
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -58,25 +58,23 @@ def write_packed(model: nn.Module, folder: Path) -> None:
 
 def gains(value: Tensor) -> bool:
     """Whether a tensor takes less room packed: a matrix whose zeros outweigh one bit a weight."""
-    return value.ndim == 2 and (value == 0).float().mean(dtype=torch.float64).item() > 1 / (
-        8 * value.element_size()
-    )
+    if value.ndim != 2:
+        return False
+    zeros = (value == 0).float().mean(dtype=torch.float64).item()
+    return zeros > 1 / (8 * value.element_size())
 
 
 def sizes(model: nn.Module) -> tuple[int, int]:
     """Bytes of a model's tensors on disk as they are, and as `write_packed` stores them; the files'
     headers not counted."""
-    values = [value.detach() for value in stored_tensors(model).values()]
-    dense = [value.numel() * value.element_size() for value in values]
-    packed = [
-        (
-            int((value != 0).sum()) * value.element_size() + -(-value.numel() // 8)
-            if gains(value)
-            else size
-        )
-        for value, size in zip(values, dense, strict=True)
-    ]
-    return sum(dense), sum(packed)
+    dense = packed = 0
+    for value in stored_tensors(model).values():
+        size = value.numel() * value.element_size()
+        dense += size
+        if gains(value):
+            size = value.count_nonzero().item() * value.element_size() + -(-value.numel() // 8)
+        packed += size
+    return dense, packed
 
 
 def read_packed(

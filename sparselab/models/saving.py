@@ -1,6 +1,6 @@
 """A pruned model as a folder that transformers loads."""
 
-import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import SparselabError
-from ..runtime.files import is_disk_full
+from ..runtime.files import check_room, lock_folder, naming_file_errors, put_in_place
+from ..runtime.memory import naming_memory_errors
 from .architecture import model_name
 from .hub import quiet
 from .loading import tokenizer_of, write_tokenizer
@@ -69,59 +71,86 @@ def save(
         Where the folder exists, or the disk is too small, before anything is written.
     """
     folder = Path(folder).expanduser().absolute()
-    if folder.exists() and not overwrite:
+    if os.path.lexists(folder) and not overwrite:
         raise SparselabError(
             f"{folder} exists already. Choose another folder, or pass overwrite=True to replace it."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed * 1.05 + 2**20:
-        raise SparselabError(
-            f"saving {model_name(model)} needs {needed / 2**20:.0f} MiB, but {folder.parent} has "
-            f"{free / 2**20:.0f} MiB free. Free some disk space or choose another folder."
-        )
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-    try:
-        part.chmod(0o755)
-        _write(model, report, part, tokenizer or tokenizer_of(model), packed)
-        _swap(part, folder)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise SparselabError(
-            f"the disk of {folder.parent} became full while saving; nothing was left there. Free"
-            " some disk space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    advice = "Nothing was left there; choose another folder."
+    with (
+        naming_memory_errors(f"save {model_name(model)}", "Free some memory and repeat the call."),
+        naming_file_errors(f"{model_name(model)} cannot be saved in {folder}", advice),
+    ):
+        before = _listing(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        check_room(folder.parent, size, f"saving {model_name(model)}")
+        _remove_leftovers(folder)
+        part = Path(tempfile.mkdtemp(prefix=_part_prefix(folder), dir=folder.parent))
+        handle = lock_folder(part)
+        try:
+            part.chmod(0o755)
+            _write_weights(model, part, packed)
+            write_beside_weights(model, report, part, tokenizer or tokenizer_of(model))
+            if _listing(folder) != before:
+                raise SparselabError(
+                    f"{folder} changed while the model was being written: nothing was replaced."
+                    " Choose another folder."
+                )
+            put_in_place(part, folder, replace=before is not None)
+        finally:
+            os.close(handle)
+            _remove(part)  # what is left of a failed save, or the folder that was replaced
     return folder
 
 
-def _write(model, report: Savable, folder: Path, tokenizer, packed: bool) -> None:
-    try:
-        with quiet():
-            if packed:
-                model.config.save_pretrained(folder)
-                model.generation_config.save_pretrained(folder)
-                write_packed(model, folder)
-            else:
-                model.save_pretrained(folder)
-    except Exception as error:  # safetensors wraps the system's error in one of its own
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, folder)
+def write_beside_weights(
+    model: PreTrainedModel, report: Savable, folder: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """All of a model's folder but its weights, which are stored in three ways: config.json,
+    the settings of generation, the tokenizer's files, the report."""
+    with quiet():
+        model.config.save_pretrained(folder)
+        # Not save_pretrained: it refuses settings that older models have, such as a temperature
+        # where nothing is drawn.
+        model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, folder)
     report.save(folder / REPORT_FILE)
 
 
-def _swap(part: Path, folder: Path) -> None:
-    """Put the finished folder in its place; an older one goes only when the new one stands."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    if old.is_file() or old.is_symlink():  # what a link points to stays
-        old.unlink()
-    shutil.rmtree(old, ignore_errors=True)
+def _write_weights(model: PreTrainedModel, folder: Path, packed: bool) -> None:
+    if packed:
+        write_packed(model, folder)
+        return
+    with quiet():
+        model.save_pretrained(folder)
+
+
+def _part_prefix(folder: Path) -> str:
+    return f".{folder.name}.part-"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of saves to this folder that were killed; those that go on hold a lock."""
+    for part in folder.parent.glob(glob.escape(_part_prefix(folder)) + "*"):
+        handle = lock_folder(part) if part.is_dir() else None
+        if handle is not None:
+            os.close(handle)
+            _remove(part)
+
+
+def _listing(folder: Path) -> list[str] | None:
+    """What a folder holds; None where there is nothing of that name."""
+    if not os.path.lexists(folder):
+        return None
+    if not folder.is_dir() or folder.is_symlink():
+        return []
+    return sorted(os.listdir(folder))
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, or a file, or a link; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def rank() -> int:
 def group():
     """Join the others that torchrun started, over NCCL on GPUs and over gloo elsewhere; the device
     of this one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not _of_torchrun():
         yield None
         return
     cuda = torch.cuda.is_available()
@@ -45,6 +45,20 @@ def group():
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _of_torchrun() -> bool:
+    """Whether torchrun started this process with others."""
+    told = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    if told["WORLD_SIZE"] in (None, "", "1"):
+        return False
+    if not all(str(value).isdecimal() for value in told.values()):
+        given = ", ".join(f"{name}={value}" for name, value in told.items())
+        raise SparselabError(
+            f"the environment says that several processes work together, but not which one this is"
+            f" ({given}). Start them with torchrun, or unset WORLD_SIZE."
+        )
+    return True
 
 
 def shard_windows(windows: LongTensor) -> LongTensor:
@@ -90,11 +104,8 @@ def run_divided(
         return
     results: list[dict | Exception] = [{} for _ in range(size())]
     try:
-        mine = {
-            name: job()
-            for place, (name, job) in enumerate(work.items())
-            if place % size() == rank()
-        }
+        names = [*work][rank() :: size()]
+        mine = {name: work[name]() for name in names}
     except SparselabError as error:
         mine = error  # the others would wait for ever
     dist.all_gather_object(results, mine)

@@ -7,16 +7,25 @@ the checkout itself, or, where a wheel was installed, the package's folder `_dat
 `cache` and `figure_tables`.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_dir
+from safetensors import SafetensorError
 
 from ..errors import SparselabError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 DISTRIBUTION = (  # what pip calls the package; `sparselab` on PyPI is another project
     "sparselab-pruning"
@@ -85,19 +94,161 @@ def start_table(file: Path) -> None:
 
 def sha256(file: Path) -> str:
     """Of a file's bytes; empty where there is none."""
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+    if not file.exists():
+        return ""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_json(file: str | Path, content: dict) -> None:
     """Write a file that is whole or not there at all."""
-    file = Path(file)
+    write_whole(Path(file), json.dumps(content, indent=1).encode("utf8"))
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file, or replace one: at every moment it is the old or the new one, on disk."""
     part = file.with_name(file.name + ".unfinished")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(file)
+    try:
+        with open(part, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def is_disk_full(error: Exception) -> bool:
-    """The system's error, or safetensors' own with the system's words in it."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(
-        error
-    )
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error in an exception: itself, or the one that the words of safetensors or torch
+    carry."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\((?:os error )?(\d+)\)$", str(error).strip())
+    if number:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return None
+
+
+@contextmanager
+def naming_file_errors(what: str, advice: str):
+    """Run the body; where the system refuses to read or write, raise one sentence.
+
+    Parameters
+    ----------
+    what : str
+        The subject of the sentence, such as "the result cannot be written to /data/out".
+    advice : str
+        What to do. A full disk and a file that is too large have an advice of their own before it.
+
+    Raises
+    ------
+    SparselabError
+        In place of an `OSError`, of safetensors' error about one, or of a path that no system
+        takes (a NUL in it).
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        found = system_error(error)
+        if found is None and "null byte" not in str(error):
+            raise
+        reason = found.strerror or str(found) if found else "its name holds a NUL character"
+        if found and found.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason, advice = "the disk is full", f"Free some disk space. {advice}"
+        if found and found.errno == errno.EFBIG:
+            advice = f"Raise the limit of a file's size (ulimit -f). {advice}"
+        raise SparselabError(f"{what}: {reason}. {advice}") from error
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """A SparselabError where the disk of a folder, or of the first parent that is there, has less
+    than `needed` bytes free."""
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < 1.05 * needed + 2**20:
+        raise SparselabError(
+            f"{what} needs {needed / 2**20:.0f} MiB, but {there} has {free / 2**20:.0f} MiB free."
+            " Free some disk space or choose another folder."
+        )
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Hold a folder, made where it is missing, for this process alone, until `os.close` of the
+    result or the end of the process, however it ends; None where another process holds it.
+
+    The lock is on the folder itself and leaves no file. Windows has no such lock: there nobody
+    is kept out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        return os.open(os.devnull, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(folder)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):  # held, or finished and renamed meanwhile
+        pass
+    os.close(handle)
+    return None
+
+
+@contextmanager
+def waiting_lock(folder: Path):
+    """Run the body while no other process runs such a body for the folder. Windows has no such
+    lock."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def put_in_place(part: Path, target: Path, *, replace: bool) -> None:
+    """Give a finished folder its name. At every moment `target` is the old or the new one.
+
+    Parameters
+    ----------
+    part : Path
+        The finished folder. With `replace` the old one has this name afterwards, if there was one.
+    target : Path
+        The name that it gets.
+    replace : bool
+        Exchange it with what has that name; else a `SparselabError` where there is something.
+    """
+    flags = RENAME_EXCHANGE if replace and os.path.lexists(target) else RENAME_NOREPLACE
+    if _renameat2(part, target, flags):
+        return
+    if flags == RENAME_NOREPLACE:  # the system has no such call: the check and the renaming are two
+        if os.path.lexists(target):
+            raise SparselabError(
+                f"{target} appeared meanwhile. The whole result waits in {part}: move"
+                f" {target.name} away and repeat the call."
+            )
+        part.rename(target)
+        return
+    aside = part.with_name(part.name + "-old")
+    target.rename(aside)
+    try:
+        part.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    aside.rename(part)
+
+
+RENAME_NOREPLACE, RENAME_EXCHANGE, AT_FDCWD = 1, 2, -100  # of Linux's renameat2
+
+
+def _renameat2(old: Path, new: Path, flags: int) -> bool:
+    """Linux's renaming that never replaces, or that exchanges two names; False where the system or
+    the file system has none, or where it refuses."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return call(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags) == 0

@@ -2,10 +2,11 @@
 many."""
 
 import ctypes
+import errno
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,13 @@ Result = TypeVar("Result")
 OUT_OF_MEMORY = (
     "out of memory with a single window at a time. Use a shorter seqlen, fewer samples, "
     "dtype=torch.bfloat16, a smaller model or a larger machine."
+)
+# Of plain RuntimeErrors: Windows, mmap, oneDNN, a pool of threads.
+OUT_OF_MEMORY_WORDS = (
+    "not enough memory",
+    "annot allocate memory",
+    "could not create a primitive",
+    "can't start new thread",
 )
 TOKENS_AT_ONCE = 4096  # on a CPU more tokens at once are not faster, only larger
 
@@ -51,23 +59,45 @@ def is_out_of_memory(error: BaseException) -> bool:
     raise instead."""
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "not enough memory" in str(error)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
         or (isinstance(error, Exception) and should_reduce_batch_size(error))
     )
 
 
-def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
-    """`work(batch)`, tried again with half the batch while memory runs out. The work must be free
-    to start anew."""
+def retry_smaller(work: Callable[[], Result], shrink: Callable[[], None]) -> Result:
+    """`work()`, tried again after `shrink()` while memory runs out. The work must be free to start
+    anew; `shrink` raises where nothing smaller is left."""
     while True:
         try:
-            return work(batch)
+            return work()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch == 1:
-                raise SparselabError(OUT_OF_MEMORY) from error
+        shrink()  # here, where the error no longer holds the memory of the failed work
+
+
+def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
+    """`work(batch)`, tried again with half the batch while memory runs out."""
+
+    def halve() -> None:
+        nonlocal batch
+        if batch == 1:
+            raise SparselabError(OUT_OF_MEMORY)
         batch //= 2
+
+    return retry_smaller(lambda: work(batch), halve)
+
+
+@contextmanager
+def naming_memory_errors(what: str, advice: str):
+    """Run the body; where memory runs out, raise one sentence: "not enough memory to {what}."."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SparselabError(f"not enough memory to {what}. {advice}") from error
 
 
 def in_batches(
