@@ -119,9 +119,11 @@ class ModelOptions:
     "Evaluate on the first so many windows only. Default: all."
 
     def load(self):
+        """The model and its tokenizer."""
         return sl.load(self.model, dtype=self.dtype, device=self.device)
 
     def window(self, model) -> int:
+        """Tokens in a window."""
         from .models.architecture import context_length
 
         return self.seqlen or min(2048, context_length(model))

@@ -6,6 +6,7 @@ import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -45,6 +46,11 @@ class InMemoryBlocks:
     def __init__(self, model: nn.Module):
         self.model = model
 
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """Found once: the structure of the whole model is looked through for it."""
+        return blocks_of(self.model)
+
     def start(self, settings: dict, report: Report) -> None:
         """Nothing to go on with."""
 
@@ -53,7 +59,7 @@ class InMemoryBlocks:
 
     def load(self, layer: int) -> nn.Module:
         """The block, with its weights."""
-        return blocks_of(self.model)[layer]
+        return self.blocks[layer]
 
     def finish(self, layer: int, report: Report, batches: list[int]) -> None:
         """The block is pruned, and its outputs are known."""
