@@ -20,14 +20,14 @@ import sparselab as sl
 from .errors import SparselabError
 from .runtime import distributed
 from .runtime.files import check_room
-from .runtime.output import patient_output
+from .runtime.output import patient
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit status. What is wrong is one sentence on stderr: status
     2 for a command line that cannot be read, 1 for everything else. An output that nobody reads
     any more (`| head -1`) is no fault, and stops no work."""
-    with patient_output() as output:
+    with patient("stdout") as output, patient("stderr"):
         status = _run(arguments)
     if output.error is not None and not isinstance(output.error, BrokenPipeError):
         print(f"sparselab: the output was not written: {output.error.strerror}.", file=sys.stderr)
@@ -210,7 +210,7 @@ def prune(
     from .models.loading import tokenizer_of
 
     out = out and _writable(out)
-    if out and out.exists():
+    if out and os.path.lexists(out):
         raise SparselabError(f"{out} exists already. Choose another --out.")
     find_method(method), sl.Pattern.parse(sparsity)  # say what is wrong before minutes pass
     call = {"method": method, "sparsity": sparsity, "layers": _layers(layers)}

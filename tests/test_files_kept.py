@@ -2,6 +2,7 @@
 where the system refuses."""
 
 import errno
+import inspect
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from sparselab.__main__ import main
 from sparselab.engine import activations, sources
 from sparselab.engine.activations import CalibrationActivations
 from sparselab.runtime import files
+from sparselab.runtime.memory import is_out_of_memory
 
 CALL = {"method": "wanda", "sparsity": 0.5, "progress": False}
 
@@ -434,3 +436,87 @@ def test_room_for_the_result_is_looked_at_before_pruning(tmp_path, monkeypatch, 
     assert main([*small, str(tmp_path / "pruned")]) == 1
     printed = capsys.readouterr()
     assert "MiB free" in printed.err and "dense:" not in printed.out
+
+
+# Found by a reader of the code.
+
+
+def test_the_part_folder_as_out_keeps_its_manifest(folder, windows, tmp_path, monkeypatch):
+    killed_after(2, folder, windows, monkeypatch)
+    part = tmp_path / "out.part"
+    refused("exists already", lambda: sl.prune(folder, windows, out=part, **CALL))
+    assert (part / sources.MANIFEST).exists()
+    sl.prune(folder, windows, out=tmp_path / "out", **CALL)
+
+
+def test_an_old_folder_put_aside_by_a_killed_save_gets_its_name_back(target):
+    """Where the system cannot exchange names: killed between the two renamings."""
+    target.rename(files.aside_of(target))
+    refused("exists already", lambda: sl.save(tiny_llama(), sl.Report({}), target))
+    assert names(target) == ["precious"] and names(target.parent) == ["pruned"]
+
+
+@pytest.mark.parametrize("now", [[1] * 8, [4, 4], [3, 5], [8], [2, 2, 4]])
+@pytest.mark.parametrize("then", [[8], [4, 4], [2, 2, 2, 2], [5, 3]])
+@pytest.mark.parametrize("dense", [False, True])
+def test_windows_are_regrouped_and_none_is_lost(now, then, dense):
+    model = tiny_llama()
+    ids = torch.randint(2, 60, (8, 16), generator=torch.Generator().manual_seed(0))
+    activations = CalibrationActivations(model, ids, 8, dense=dense)
+    whole = activations.parts[0].hidden.clone()
+    activations.cut(now)
+    activations.cut(then)
+    assert activations.batches == then
+    for name in ("ids", "hidden", "dense") if dense else ("ids", "hidden"):
+        found = torch.cat([getattr(part, name) for part in activations.parts])
+        assert torch.equal(found, ids if name == "ids" else whole)
+    activations.replay(sl.blocks_of(model)[0])
+
+
+def test_a_hub_id_is_fetched_with_what_the_library_takes(tmp_path, folder, windows, monkeypatch):
+    import huggingface_hub
+
+    signature = inspect.signature(huggingface_hub.snapshot_download)
+
+    def snapshot(*args, **kwargs):
+        signature.bind(*args, **kwargs)
+        assert kwargs["ignore_patterns"] == "*/*"
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    sl.prune("someone/model", windows, out=tmp_path / "out", **CALL)
+    assert (tmp_path / "out").exists()
+
+
+def test_settings_of_generation_that_a_user_changed_are_saved(tmp_path):
+    model = tiny_llama()
+    model.generation_config.temperature = 0.5
+    for packed in (False, True):
+        out = sl.save(model, sl.Report({}), tmp_path / str(packed), packed=packed)
+        found = json.loads((out / "generation_config.json").read_text())
+        assert found["temperature"] == 0.5 == model.generation_config.temperature
+
+
+def test_weights_may_be_read_by_whom_the_umask_allows(folder, windows, tmp_path):
+    mask = os.umask(0o022)
+    try:
+        sl.prune(folder, windows, out=tmp_path / "out", **CALL)
+        sl.save(tiny_llama(), sl.Report({}), tmp_path / "saved")
+    finally:
+        os.umask(mask)
+    for file in [*tmp_path.glob("out/*.safetensors"), *tmp_path.glob("saved/*.safetensors")]:
+        assert file.stat().st_mode & 0o777 == 0o644, file
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_an_output_that_the_shell_closed(stream, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    assert main(["plan", "--samples", "2", "--seqlen", "16"]) == 0
+
+
+def test_errors_of_memory_are_not_those_of_a_disk():
+    for error in (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), RuntimeError("x (3)")):
+        with pytest.raises(type(error)), files.naming_file_errors("it cannot be", "Do."):
+            raise error
+    for words in ("CUDA error: out of memory\nCUDA kernel", "cuBLAS: CUBLAS_STATUS_ALLOC_FAILED"):
+        assert is_out_of_memory(RuntimeError(words))

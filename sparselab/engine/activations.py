@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
+import torch
 from torch import LongTensor, Tensor, nn
 from transformers import Cache
 
@@ -108,16 +110,30 @@ class CalibrationActivations:
         return [len(part.ids) for part in self.parts]
 
     def cut(self, batches: list[int]) -> None:
-        """Cut the parts as an interrupted run had them at this place."""
+        """Regroup the windows as an interrupted run had them at this place. Where memory has
+        already cut them in other places, they are joined first."""
         if batches == self.batches or sum(batches) != sum(self.batches):
             return  # several processes: the sizes of the first one
+        if not {*accumulate(self.batches)} <= {*accumulate(batches)}:
+            self.parts = [self._joined()]
         parts, waiting = [], list(batches)
         for part in self.parts:
             sizes = []
-            while waiting and sum(sizes) < len(part.ids):
+            while sum(sizes) < len(part.ids):
                 sizes.append(waiting.pop(0))
-            parts += [part] if sizes == [len(part.ids)] else self._split(part, sizes)
+            whole = sizes == [len(part.ids)] and part.kwargs  # a joined one lacks its arguments
+            parts += [part] if whole else self._split(part, sizes)
         self.parts = parts
+
+    def _joined(self) -> ActivationBatch:
+        """All windows in one part, to be cut before it goes through a block."""
+        ids = torch.cat([part.ids for part in self.parts])
+        hidden = torch.cat([part.hidden for part in self.parts])
+        dense = None
+        if self.dense:
+            shared = all(part.dense is part.hidden for part in self.parts)
+            dense = hidden if shared else torch.cat([part.dense for part in self.parts])
+        return ActivationBatch(ids, hidden, (), {}, dense)
 
     def _halve(self, place: int) -> None:
         """Cut a part in two; a single window cannot be cut."""

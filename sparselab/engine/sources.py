@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..runtime import distributed
 from ..runtime.files import (
     check_room,
     lock_folder,
+    make_durable,
     naming_file_errors,
     put_in_place,
     sha256,
@@ -162,6 +164,8 @@ class StreamedBlocks:
         with self._naming_file_errors():
             self.lock = lock_folder(self.part)
         if self.lock is None or self.out.exists():
+            with suppress(OSError):
+                self.part.rmdir()  # if it is empty
             raise SparselabError(
                 f"another run is writing {self.out}. Wait for it, or choose another out=."
             )
@@ -176,7 +180,8 @@ class StreamedBlocks:
             "shards": {},
             "blocks": [],
         }
-        sizes = [p.numel() * p.element_size() for p in self.model.state_dict().values()]
+        tensors = stored_tensors(self.model).values()
+        sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
         try:
             check_room(self.part, sum(sizes), "the result")
         except SparselabError:
@@ -293,7 +298,7 @@ class StreamedBlocks:
         write_beside_weights(self.model, report, self.part, tokenizer_of(self.model))
         write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
         put_in_place(self.part, self.out, replace=False)
-        (self.out / MANIFEST).unlink()  # last: until here the call can be repeated
+        (self.out / MANIFEST).unlink(missing_ok=True)  # last: until here the call can be repeated
 
     def _wait(self) -> None:
         if self.written is not None:
@@ -308,6 +313,7 @@ class StreamedBlocks:
         whole = {key: value.contiguous() for key, value in tensors.items()}
         try:
             save_file(whole, unfinished, metadata={"format": "pt"})
+            make_durable(unfinished)
             self.manifest["shards"][file.name] = sha256(unfinished)
             unfinished.replace(file)
         finally:
@@ -335,7 +341,8 @@ def _new_folder(out: str | Path) -> Path:
     with naming_file_errors(f"out={str(out)!r} cannot be a folder", advice):
         folder = Path(out).expanduser().absolute()
         if os.path.lexists(folder):  # also a link that leads nowhere
-            (folder / MANIFEST).unlink(missing_ok=True)  # of a run killed at its very last step
+            if folder.suffix != ".part" and (folder / INDEX).exists():
+                (folder / MANIFEST).unlink(missing_ok=True)  # of a run killed at its last step
             raise SparselabError(
                 f"{folder} exists already. Move it away or choose another folder for out=."
             )

@@ -38,7 +38,7 @@ def complete_lines(file: Path) -> bytes:
 def read(file: Path) -> pd.DataFrame:
     """A sweep's CSV. Names and patterns are words, also where they look like numbers ('007',
     'nan'); a row with fewer cells than the header was cut, and is left out."""
-    text = complete_lines(file).decode("utf8")
+    text = complete_lines(file).decode("utf8", "replace")
     header, *rows = csv.reader(StringIO(text)) if text else [[]]
     whole = [row for row in rows if len(row) >= len(header)]
     content = StringIO()
@@ -103,4 +103,4 @@ def append(file: Path, rows: list[dict]) -> None:
                 " choose another file."
             )
         more = table[columns].to_csv(header=not lines, index=False)
-        write_whole(file, lines + more.encode("utf8"))
+        write_whole(file.resolve(), lines + more.encode("utf8"))

@@ -158,9 +158,13 @@ def _fetched(name: str | Path, options: dict) -> Path:
 
     try:
         # Only the folder itself: some repositories keep the weights once more in another one.
-        return Path(
-            snapshot_download(str(name), allow_patterns=FETCHED, ignore_patterns="*/*", **options)
+        folder = snapshot_download(
+            str(name),
+            allow_patterns=FETCHED,
+            ignore_patterns="*/*",
+            local_files_only=options["local_files_only"],
         )
+        return Path(folder)
     except Exception as error:
         raise friendly_error(name, error) from error
 

@@ -330,9 +330,10 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
             f"{name}: weights in its files have other shapes than its config.json says. They do not"
             " belong together: download both again."
         )
-    if isinstance(error, PermissionError):
+    if isinstance(error, OSError) and error.errno and error.filename:
         return SparselabError(
-            f"{name}: {error.filename} cannot be read: {error.strerror}. Change its permissions."
+            f"{name}: {error.filename} cannot be read: {error.strerror}. Mend that, or choose"
+            " another copy."
         )
     if "trust_remote_code" in str(error):
         return SparselabError(

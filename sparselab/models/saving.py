@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import SparselabError
-from ..runtime.files import check_room, lock_folder, naming_file_errors, put_in_place
+from ..runtime.files import (
+    aside_of,
+    check_room,
+    lock_folder,
+    make_durable,
+    naming_file_errors,
+    put_in_place,
+)
 from ..runtime.memory import naming_memory_errors
 from .architecture import model_name
 from .hub import quiet
@@ -71,26 +78,28 @@ def save(
         Where the folder exists, or the disk is too small, before anything is written.
     """
     folder = Path(folder).expanduser().absolute()
-    if os.path.lexists(folder) and not overwrite:
-        raise SparselabError(
-            f"{folder} exists already. Choose another folder, or pass overwrite=True to replace it."
-        )
     advice = "Nothing was left there; choose another folder."
     with (
         naming_memory_errors(f"save {model_name(model)}", "Free some memory and repeat the call."),
         naming_file_errors(f"{model_name(model)} cannot be saved in {folder}", advice),
     ):
+        _remove_leftovers(folder)
         before = _listing(folder)
+        if before is not None and not overwrite:
+            raise SparselabError(
+                f"{folder} exists already. Choose another folder, or pass overwrite=True to replace"
+                " it."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         check_room(folder.parent, size, f"saving {model_name(model)}")
-        _remove_leftovers(folder)
-        part = Path(tempfile.mkdtemp(prefix=_part_prefix(folder), dir=folder.parent))
-        handle = lock_folder(part)
+        part, handle = _locked_part(folder)
         try:
             part.chmod(0o755)
             _write_weights(model, part, packed)
             write_beside_weights(model, report, part, tokenizer or tokenizer_of(model))
+            for file in part.glob("*.safetensors"):
+                make_durable(file)
             if _listing(folder) != before:
                 raise SparselabError(
                     f"{folder} changed while the model was being written: nothing was replaced."
@@ -98,8 +107,8 @@ def save(
                 )
             put_in_place(part, folder, replace=before is not None)
         finally:
-            os.close(handle)
             _remove(part)  # what is left of a failed save, or the folder that was replaced
+            os.close(handle)
     return folder
 
 
@@ -122,8 +131,22 @@ def _write_weights(model: PreTrainedModel, folder: Path, packed: bool) -> None:
     if packed:
         write_packed(model, folder)
         return
-    with quiet():
-        model.save_pretrained(folder)
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    finally:
+        model.generation_config = settings
+
+
+def _locked_part(folder: Path) -> tuple[Path, int]:
+    """A new folder beside the target, and its lock: another save to the same target, which cleans
+    up, may come between the two."""
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=_part_prefix(folder), dir=folder.parent))
+        handle = lock_folder(part)
+        if handle is not None:
+            return part, handle
 
 
 def _part_prefix(folder: Path) -> str:
@@ -131,12 +154,19 @@ def _part_prefix(folder: Path) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of saves to this folder that were killed; those that go on hold a lock."""
+    """Of saves to this folder that were killed; those that go on hold a lock. An old folder that
+    one of them had put aside gets its name back."""
+    aside = aside_of(folder)
+    if os.path.lexists(aside):
+        if os.path.lexists(folder):
+            _remove(aside)
+        else:
+            aside.rename(folder)
     for part in folder.parent.glob(glob.escape(_part_prefix(folder)) + "*"):
         handle = lock_folder(part) if part.is_dir() else None
         if handle is not None:
-            os.close(handle)
             _remove(part)
+            os.close(handle)
 
 
 def _listing(folder: Path) -> list[str] | None:

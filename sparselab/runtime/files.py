@@ -118,14 +118,24 @@ def write_whole(file: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def make_durable(file: Path) -> None:
+    """Wait until a file is on disk, and let others read it as the umask says: safetensors writes
+    it for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+
+
 def system_error(error: BaseException) -> OSError | None:
     """The system's error in an exception: itself, or the one that the words of safetensors or torch
     carry."""
     if isinstance(error, OSError):
         return error
-    number = re.search(r"\((?:os error )?(\d+)\)$", str(error).strip())
-    if number:
-        return OSError(int(number[1]), os.strerror(int(number[1])))
+    number = re.search(r"\((os error )?(\d+)\)$", str(error).strip())
+    if number and (number[1] or os.strerror(int(number[2])) in str(error)):
+        return OSError(int(number[2]), os.strerror(int(number[2])))
     return None
 
 
@@ -150,6 +160,8 @@ def naming_file_errors(what: str, advice: str):
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         found = system_error(error)
+        if found and found.errno == errno.ENOMEM:
+            raise  # not the disk's memory
         if found is None and "null byte" not in str(error):
             raise
         reason = found.strerror or str(found) if found else "its name holds a NUL character"
@@ -209,7 +221,8 @@ def waiting_lock(folder: Path):
 
 
 def put_in_place(part: Path, target: Path, *, replace: bool) -> None:
-    """Give a finished folder its name. At every moment `target` is the old or the new one.
+    """Give a finished folder its name. At every moment `target` is the old or the new one; where
+    the system cannot exchange two names, the old one is for a moment `aside_of(target)`.
 
     Parameters
     ----------
@@ -226,12 +239,11 @@ def put_in_place(part: Path, target: Path, *, replace: bool) -> None:
     if flags == RENAME_NOREPLACE:  # the system has no such call: the check and the renaming are two
         if os.path.lexists(target):
             raise SparselabError(
-                f"{target} appeared meanwhile. The whole result waits in {part}: move"
-                f" {target.name} away and repeat the call."
+                f"{target} appeared meanwhile and is left alone. Move it away and repeat the call."
             )
         part.rename(target)
         return
-    aside = part.with_name(part.name + "-old")
+    aside = aside_of(target)
     target.rename(aside)
     try:
         part.rename(target)
@@ -239,6 +251,11 @@ def put_in_place(part: Path, target: Path, *, replace: bool) -> None:
         aside.rename(target)
         raise
     aside.rename(part)
+
+
+def aside_of(target: Path) -> Path:
+    """Where a folder waits that is being replaced."""
+    return target.with_name(f".{target.name}.old")
 
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, AT_FDCWD = 1, 2, -100  # of Linux's renameat2

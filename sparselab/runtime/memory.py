@@ -3,7 +3,6 @@ many."""
 
 import ctypes
 import errno
-import resource
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -17,17 +16,24 @@ from torch import Tensor, nn
 
 from ..errors import SparselabError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 Result = TypeVar("Result")
 OUT_OF_MEMORY = (
     "out of memory with a single window at a time. Use a shorter seqlen, fewer samples, "
     "dtype=torch.bfloat16, a smaller model or a larger machine."
 )
-# Of plain RuntimeErrors: Windows, mmap, oneDNN, a pool of threads.
+# Of plain RuntimeErrors: Windows, mmap, oneDNN, a pool of threads, pinned memory, cuBLAS.
 OUT_OF_MEMORY_WORDS = (
     "not enough memory",
     "annot allocate memory",
     "could not create a primitive",
     "can't start new thread",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
 )
 TOKENS_AT_ONCE = 4096  # on a CPU more tokens at once are not faster, only larger
 
@@ -130,6 +136,8 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
     return peak_rss() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

@@ -47,14 +47,16 @@ class _Patient(io.TextIOBase):
 
 
 @contextmanager
-def patient_output():
-    """Run the body with a standard output that raises no error, and give it: its `error` is the one
-    that the system had, None where all was written."""
-    stream = sys.stdout
-    patient = _Patient(stream)
-    sys.stdout = patient
+def patient(name: str):
+    """Run the body with `sys.stdout` or `sys.stderr` as a stream that raises no error, and give it:
+    its `error` is the one that the system had, None where all was written."""
+    stream = getattr(sys, name)
+    if stream is None:  # closed by the shell
+        stream = open(os.devnull, "w")
+    calm = _Patient(stream)
+    setattr(sys, name, calm)
     try:
-        yield patient
+        yield calm
     finally:
-        patient.flush()
-        sys.stdout = stream
+        calm.flush()
+        setattr(sys, name, stream)
