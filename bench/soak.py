@@ -20,6 +20,7 @@ import platform
 import random
 import resource
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -31,27 +32,12 @@ import tqdm
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import sparselab as sl
 from sparselab.experiments.results import machine
 
-FAMILIES = {
-    "opt": (OPTConfig, OPTForCausalLM),
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-}
+FAMILIES = ("opt", "llama", "mistral", "qwen2")
 METHODS = {
     "Magnitude": {"scope": ["matrix", "global", "row"]},
     "Wanda": {"per": ["row", "matrix"]},
@@ -69,7 +55,6 @@ class Fault(Exception):
 
 
 def tiny_model(rng: random.Random, family: str, width: int = 32, blocks: int = 2):
-    config, kind = FAMILIES[family]
     torch.manual_seed(rng.randrange(2**31))
     heads = rng.choice([2, 4])
     shape = {
@@ -84,7 +69,8 @@ def tiny_model(rng: random.Random, family: str, width: int = 32, blocks: int = 2
         "max_position_embeddings": 64,
         "tie_word_embeddings": rng.random() < 0.5,
     }
-    return kind(config(**shape)).eval().to(rng.choice([torch.float32, torch.bfloat16]))
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**shape))
+    return model.eval().to(rng.choice([torch.float32, torch.bfloat16]))
 
 
 def tiny_windows(rng: random.Random, count: int = 6, length: int = 16):
@@ -305,15 +291,8 @@ def memory_trial(rng: random.Random, base: Path) -> str:
         limit = pages * resource.getpagesize() + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         more = {"out": base / "out"} if streamed else {"batch": rng.choice([None, len(windows)])}
-        before = (
-            None
-            if streamed
-            else {key: value.isfinite().all() for key, value in copy_of(model).items()}
-        )
         prune(source, windows, call, **more)
-        if before is not None and not all(
-            value.isfinite().all() for value in model.state_dict().values()
-        ):
+        if not streamed and not all(p.isfinite().all() for p in model.state_dict().values()):
             raise Fault("not finite")
 
     status = ended(in_child(work))
@@ -337,6 +316,19 @@ def trial(kind: str, seed: int) -> tuple[str, str]:
             return "fault", traceback.format_exc()[-1500:]
 
 
+MEANING = """config: a random call prunes exactly, or is refused and the model is unchanged. kill: a
+streamed run is killed up to 12 times and ends with the bits and the files of an unbroken run. save:
+a save is killed while it replaces a folder, which holds the old or the new model afterwards.
+memory: a run under a limit of the address space ends, or stops with one sentence. A fault is
+anything else."""
+
+
+def commit() -> str:
+    """What was tried."""
+    call = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def page(counts: dict, faults: list[str], seed: int, minutes: float) -> str:
     """The result as a page."""
     lines = [
@@ -344,7 +336,9 @@ def page(counts: dict, faults: list[str], seed: int, minutes: float) -> str:
         "",
         f"`python bench/soak.py --minutes {minutes:.0f} --seed {seed}` on {machine()},"
         f" {platform.system()}, torch {torch.__version__}, one thread,"
-        f" {datetime.date.today().isoformat()}.",
+        f" {datetime.date.today().isoformat()}, commit {commit()}.",
+        "",
+        MEANING,
         "",
         "| kind | trials | what came out |",
         "| --- | ---: | --- |",

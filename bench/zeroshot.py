@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 import sparselab as sl
-from sparselab.evaluation.zeroshot import TASKS, answers, task_file
+from sparselab.evaluation.tasks import TASKS, task_file
+from sparselab.evaluation.zeroshot import answers
 from sparselab.experiments.results import append, read, rows_matching
 from sparselab.methods.registry import named_method
 from sparselab.models.architecture import family_of

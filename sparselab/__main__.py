@@ -19,7 +19,6 @@ import sparselab as sl
 
 from .errors import SparselabError
 from .runtime import distributed
-from .runtime.files import check_room
 from .runtime.output import patient
 
 
@@ -116,7 +115,7 @@ class ModelOptions:
     text: str = "demo"
     "Evaluation text: demo, wikitext2, ptb, c4 or a text file."
     windows: Count | None = None
-    "Evaluate on the first so many windows only. Default: all."
+    "Evaluate on the first N windows only. Default: all."
 
     def load(self):
         """The model and its tokenizer."""
@@ -180,7 +179,8 @@ def prune(
     offload: str = "auto",
     dry_run: bool = False,
 ) -> None:
-    """Prune a model, print its report and perplexity, and save it.
+    """Prune a model and print its report; with --out, save it. A model in memory also gets its
+    perplexity, before and after.
 
     Parameters
     ----------
@@ -208,6 +208,7 @@ def prune(
     from .methods.registry import find_method
     from .models.checkpoint import Checkpoint
     from .models.loading import tokenizer_of
+    from .models.saving import check_room_for
 
     out = out and _writable(out)
     if out and os.path.lexists(out):
@@ -222,8 +223,7 @@ def prune(
         model, tokenizer = options.load()
         _check_blocks(model, call["layers"], sparsity)
         if out:
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
-            check_room(out, size, f"saving {options.model}")
+            check_room_for(model, out)
     windows = sl.calibration(
         tokenizer, calibration, samples=samples, seqlen=options.window(model), seed=seed
     )
@@ -331,7 +331,7 @@ def zeroshot(
     device
         Where to compute: cpu or cuda. Default: cuda where there is one.
     """
-    from .evaluation.zeroshot import TASKS
+    from .evaluation.tasks import TASKS
 
     loaded = sl.load(model, dtype=dtype, device=device)
     table = sl.zeroshot(*loaded, list(tasks or TASKS), limit=limit, folder=folder, harness=harness)

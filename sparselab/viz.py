@@ -111,7 +111,7 @@ def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
     for name, rows in table[table.method != "dense"].groupby("method", sort=False):
         x, y = [0, *(100 * rows.sparsity)], [dense.perplexity, *rows.perplexity]
         errors = [dense.stderr, *rows.stderr]
-        axes.errorbar(x, y, errors, capsize=3, label=LABELS[name], **_line_style(*STYLES[name]))
+        axes.errorbar(x, y, errors, capsize=3, label=LABELS[name], **line_style(*STYLES[name]))
     axes.set(xlabel="zeros (%)", ylabel="perplexity", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:.0f}")
@@ -119,7 +119,8 @@ def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
     axes.legend()
 
 
-def _line_style(colour: str, marker: str, line: str) -> dict[str, str]:
+def line_style(colour: str, marker: str, line: str) -> dict[str, str]:
+    """A look as matplotlib's keywords."""
     return {"color": colour, "marker": marker, "linestyle": line}
 
 
@@ -309,7 +310,7 @@ def lines(
     """
     for place, (name, values) in enumerate(series.items()):
         grey = f"{0.2 + 0.15 * place:.2f}", "o^sDv"[place % 5], "-"
-        style_of_line = _line_style(*STYLES.get(name, grey))
+        style_of_line = line_style(*STYLES.get(name, grey))
         places = range(len(values)) if x is None else x
         axis.plot(places, values, markersize=5, label=LABELS.get(name, name), **style_of_line)
     axis.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")

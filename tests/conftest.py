@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -60,6 +61,50 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
     )
+
+
+def stored(path: Path, model, **options) -> Path:
+    """A folder with a model and a tokenizer."""
+    model.save_pretrained(path, **options)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors in the safetensors files of a folder."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+class Killed(BaseException):
+    """The end of a run that is killed, in the same process."""
+
+
+def break_off(monkeypatch, place, folder, windows, **call):
+    """A run that dies before its manifest names so many blocks; the settings that make it go on."""
+    import sparselab as sl
+    from sparselab.engine import sources
+
+    call = {
+        "method": "wanda",
+        "sparsity": 0.5,
+        "out": folder.with_name("out"),
+        "progress": False,
+        **call,
+    }
+    write = sources.write_json
+
+    def dies(file, content):
+        if len(content.get("blocks", [])) == place:
+            raise Killed
+        write(file, content)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(sources, "write_json", dies)
+        sl.prune(folder, windows, **call)
+    return call
 
 
 TINY = {"opt": tiny_opt, "llama": tiny_llama}

@@ -186,8 +186,11 @@ def test_the_table_of_an_early_sweep_is_refused(tmp_path):
     row |= {"text": "demo", "seed": 0, "method": "wanda", "pattern": "0.5"}
     pd.DataFrame([row]).to_csv(file, index=False)
     options = {"methods": ("wanda",), "patterns": ("0.5",), "folder": tmp_path, "progress": False}
-    with pytest.raises(SparselabError, match="lacks the columns layers_pruned"):
-        figure("sparsity", profile=TINY, **options)
+    for methods in (("wanda",), ("wanda", "magnitude")):  # complete, and with a job to do
+        options["methods"], before = methods, file.read_bytes()
+        with pytest.raises(SparselabError, match="lacks the columns layers_pruned"):
+            figure("sparsity", profile=TINY, **options)
+        assert file.read_bytes() == before
 
 
 def test_convergence(tmp_path):

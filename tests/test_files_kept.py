@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_llama, tiny_tokenizer
+from conftest import break_off, stored, tiny_llama, weights
 from safetensors.torch import load_file, save_file
 
 import sparselab as sl
@@ -22,26 +22,18 @@ from sparselab.engine.activations import CalibrationActivations
 from sparselab.runtime import files
 from sparselab.runtime.memory import is_out_of_memory
 
+SMALL = "prune --method wanda --samples 2 --seqlen 16 --windows 2 --layers 0:1 --out".split()
 CALL = {"method": "wanda", "sparsity": 0.5, "progress": False}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_llama(num_hidden_layers=4).save_pretrained(tmp_path / "model", max_shard_size="30KB")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return stored(tmp_path / "model", tiny_llama(num_hidden_layers=4), max_shard_size="30KB")
 
 
 @pytest.fixture
 def windows():
     return torch.randint(2, 60, (6, 16), generator=torch.Generator().manual_seed(0))
-
-
-def weights(folder):
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
 
 
 def same(a, b):
@@ -51,24 +43,6 @@ def same(a, b):
 
 def names(folder):
     return sorted(os.listdir(folder))
-
-
-class Killed(BaseException):
-    pass
-
-
-def killed_after(blocks, folder, windows, monkeypatch, **call):
-    """A run that dies before its manifest names so many blocks."""
-    write = sources.write_json
-
-    def dies(file, content):
-        if len(content.get("blocks", [])) == blocks:
-            raise Killed
-        write(file, content)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(sources, "write_json", dies)
-        sl.prune(folder, windows, out=folder.with_name("out"), **(CALL | call))
 
 
 def refused(words, work):
@@ -192,7 +166,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
 
 
 def test_a_run_that_fails_lets_go_of_its_folder(folder, windows, tmp_path, monkeypatch):
-    killed_after(2, folder, windows, monkeypatch)
+    break_off(monkeypatch, 2, folder, windows)
     sl.prune(folder, windows, out=tmp_path / "out", **CALL)
     assert (tmp_path / "out").exists()
 
@@ -205,7 +179,7 @@ def test_litter_of_a_kill_inside_a_shard(folder, windows, tmp_path, monkeypatch,
     """safetensors writes to .tmpXXXXXX and renames."""
     whole = tmp_path / "whole"
     sl.prune(folder, windows, out=whole, **CALL)
-    killed_after(blocks, folder, windows, monkeypatch)
+    break_off(monkeypatch, blocks, folder, windows)
     for name in (".tmpAb1xYz", "model-00009.unfinished", "sparselab-manifest.json.unfinished"):
         (tmp_path / "out.part" / name).write_text("half")
     sl.prune(folder, windows, out=tmp_path / "out", **CALL)
@@ -224,7 +198,7 @@ def test_litter_of_a_kill_at_the_very_last_step(folder, windows, tmp_path):
 def test_a_finished_shard_that_changed_is_found(
     folder, windows, tmp_path, monkeypatch, number, damage
 ):
-    killed_after(3, folder, windows, monkeypatch)
+    break_off(monkeypatch, 3, folder, windows)
     file = tmp_path / "out.part" / f"model-{number:05d}-of-00005.safetensors"
     if damage.startswith("a bit"):
         content = bytearray(file.read_bytes())
@@ -266,7 +240,7 @@ def _change_manifest(content, damage):
     "damage", "settings,block null,batch,shards,rows,batches,shape,field,epochs".split(",")
 )
 def test_a_manifest_of_another_form_is_named(folder, windows, tmp_path, monkeypatch, damage):
-    killed_after(3, folder, windows, monkeypatch)
+    break_off(monkeypatch, 3, folder, windows)
     file = tmp_path / "out.part" / sources.MANIFEST
     content = json.loads(file.read_text())
     _change_manifest(content, damage)
@@ -311,7 +285,7 @@ def test_windows_halved_in_the_middle_stay_halved_for_a_resumed_run(
     unbroken, sizes[:] = list(sizes), []
     with monkeypatch.context() as patch:
         short_of_memory_once(patch)
-        killed_after(3, folder, windows, monkeypatch, method="sparsegpt")
+        break_off(monkeypatch, 3, folder, windows, method="sparsegpt")
     sizes.clear()
     sl.prune(folder, windows, out=tmp_path / "out", **(CALL | {"method": "sparsegpt"}))
     assert [3, 3] in unbroken and sizes == unbroken
@@ -345,9 +319,8 @@ def test_an_empty_name_is_refused(folder, windows):
     refused("say where", lambda: sl.prune(folder, windows, out="", **CALL))
 
 
-def test_a_limit_of_the_size_of_files(tmp_path, windows):
-    tiny_llama(hidden_size=128, intermediate_size=256).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+def test_a_limit_of_the_size_of_files(tmp_path):
+    stored(tmp_path / "model", tiny_llama(hidden_size=128, intermediate_size=256))
     code = """
 import resource, signal, sys, torch, sparselab as sl
 folder, out = sys.argv[1:]
@@ -421,9 +394,8 @@ OUTPUTS = {
 def test_no_output_loses_a_model(kind, tmp_path, monkeypatch, capsys):
     make, status = OUTPUTS[kind]
     out = tmp_path / "pruned"
-    small = "prune --method wanda --samples 2 --seqlen 16 --windows 2 --layers 0:1 --out".split()
     monkeypatch.setattr(sys, "stdout", make())
-    assert main([*small, str(out)]) == status
+    assert main([*SMALL, str(out)]) == status
     monkeypatch.undo()
     assert (out / "model.safetensors").exists()
     assert ("was not written: No space left" in capsys.readouterr().err) == (status == 1)
@@ -432,8 +404,7 @@ def test_no_output_loses_a_model(kind, tmp_path, monkeypatch, capsys):
 def test_room_for_the_result_is_looked_at_before_pruning(tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    small = "prune --method wanda --samples 2 --seqlen 16 --windows 2 --layers 0:1 --out".split()
-    assert main([*small, str(tmp_path / "pruned")]) == 1
+    assert main([*SMALL, str(tmp_path / "pruned")]) == 1
     printed = capsys.readouterr()
     assert "MiB free" in printed.err and "dense:" not in printed.out
 
@@ -442,7 +413,7 @@ def test_room_for_the_result_is_looked_at_before_pruning(tmp_path, monkeypatch, 
 
 
 def test_the_part_folder_as_out_keeps_its_manifest(folder, windows, tmp_path, monkeypatch):
-    killed_after(2, folder, windows, monkeypatch)
+    break_off(monkeypatch, 2, folder, windows)
     part = tmp_path / "out.part"
     refused("exists already", lambda: sl.prune(folder, windows, out=part, **CALL))
     assert (part / sources.MANIFEST).exists()

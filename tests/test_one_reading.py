@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_llama, tiny_opt, tiny_tokenizer
+from conftest import stored, tiny_llama, tiny_opt, weights
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -46,12 +46,6 @@ def windows(count=4):
 @torch.no_grad()
 def logits(model):
     return model(windows(2), use_cache=False).logits
-
-
-def stored(path, model):
-    model.save_pretrained(path, max_shard_size="20KB")
-    tiny_tokenizer().save_pretrained(path)
-    return path
 
 
 def loaded_by_transformers(path):
@@ -115,7 +109,7 @@ def random_model(kind):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_logits_at_sparsity_0_are_those_of_transformers(kind, tmp_path, capsys):
-    source = stored(tmp_path / "model", random_model(kind))
+    source = stored(tmp_path / "model", random_model(kind), max_shard_size="20KB")
     want, found = logits(loaded_by_transformers(source)), by_every_path(source, tmp_path)
     cells = {
         path: "refused"
@@ -139,17 +133,11 @@ def other_weights(path, name):
     save_file({k: 2 * v for k, v in tensors.items()}, path / name, metadata={"format": "pt"})
 
 
-def whole(path, model):
-    model.save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
-
-
 @pytest.mark.parametrize(
     "name", ["model_ema.safetensors", "a.safetensors", "zz.safetensors", "consolidated.safetensors"]
 )
 def test_a_stray_file_is_not_the_model(name, tmp_path):
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     other_weights(source, name)
     want = logits(loaded_by_transformers(source))
     assert torch.equal(logits(sl.load(source)[0]), want)
@@ -158,8 +146,8 @@ def test_a_stray_file_is_not_the_model(name, tmp_path):
 
 def test_a_single_file_goes_before_an_index(tmp_path):
     """As in transformers; here the shards of the index are of another model."""
-    source = stored(tmp_path / "model", tiny_llama())
-    shards = load_all(source)
+    source = stored(tmp_path / "model", tiny_llama(), max_shard_size="20KB")
+    shards = weights(source)
     save_file(
         {key: 2 * value for key, value in shards.items()},
         source / "model.safetensors",
@@ -168,13 +156,6 @@ def test_a_single_file_goes_before_an_index(tmp_path):
     want = logits(loaded_by_transformers(source))
     assert torch.equal(logits(sl.load(source)[0]), want)
     assert torch.equal(logits(loaded_by_transformers(streamed(source, tmp_path / "out"))), want)
-
-
-def load_all(path):
-    found = {}
-    for file in sorted(path.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
 
 
 def change(path, **tensors):
@@ -201,19 +182,19 @@ def both_refuse(path, words, tmp_path):
     ],
 )
 def test_a_missing_tensor_is_named(key, tmp_path):
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     change(source, **{key: None})
     both_refuse(source, f"hold no tensor {key}", tmp_path)
 
 
 def test_tensors_that_config_does_not_foresee_are_named(tmp_path):
-    biases = whole(tmp_path / "biases", tiny_llama(attention_bias=True))
+    biases = stored(tmp_path / "biases", tiny_llama(attention_bias=True))
     edit(biases / "config.json", attention_bias=False)
     both_refuse(biases, "k_proj.bias and 7 more, for which", tmp_path)
-    layers = whole(tmp_path / "layers", tiny_llama(num_hidden_layers=3))
+    layers = stored(tmp_path / "layers", tiny_llama(num_hidden_layers=3))
     edit(layers / "config.json", num_hidden_layers=2)
     both_refuse(layers, "layers.2.* no place", tmp_path)
-    prefixed = whole(tmp_path / "prefixed", tiny_llama())
+    prefixed = stored(tmp_path / "prefixed", tiny_llama())
     tensors = load_file(prefixed / "model.safetensors")
     save_file(
         {f"_orig_mod.{key}": value for key, value in tensors.items()},
@@ -221,14 +202,14 @@ def test_tensors_that_config_does_not_foresee_are_named(tmp_path):
         metadata={"format": "pt"},
     )
     both_refuse(prefixed, "hold no tensor", tmp_path)
-    scales = whole(tmp_path / "scales", tiny_opt())
+    scales = stored(tmp_path / "scales", tiny_opt())
     change(scales, **{"model.decoder.layers.0.fc1.weight_scale": torch.ones(1)})
     both_refuse(scales, "weight_scale, for which", tmp_path)
 
 
 @pytest.mark.parametrize("family", [tiny_llama, tiny_opt])
 def test_an_output_head_that_differs_is_kept(family, tmp_path):
-    source = whole(tmp_path / "model", family(tie_word_embeddings=False))
+    source = stored(tmp_path / "model", family(tie_word_embeddings=False))
     edit(source / "config.json", tie_word_embeddings=True)
     want = logits(loaded_by_transformers(source))
     found = by_every_path(source, tmp_path)
@@ -236,7 +217,7 @@ def test_an_output_head_that_differs_is_kept(family, tmp_path):
 
 
 def test_a_tied_head_that_is_stored_twice_is_one(tmp_path):
-    source = whole(tmp_path / "model", tiny_llama(tie_word_embeddings=True))
+    source = stored(tmp_path / "model", tiny_llama(tie_word_embeddings=True))
     change(
         source,
         **{
@@ -257,7 +238,7 @@ def test_a_tied_head_that_is_stored_twice_is_one(tmp_path):
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
 @pytest.mark.parametrize("told", [True, False])
 def test_quantised_weights_are_not_read_as_numbers(kind, told, tmp_path):
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     key = "model.layers.0.mlp.up_proj.weight"
     change(source, **{key: load_file(source / "model.safetensors")[key].to(kind)})
     if told:
@@ -271,7 +252,7 @@ def test_quantised_weights_are_not_read_as_numbers(kind, told, tmp_path):
 def test_an_adapter_is_merged_or_refused(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     config = LoraConfig(
         r=4, lora_alpha=32, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"
     )
@@ -301,16 +282,17 @@ def test_an_adapter_is_merged_or_refused(tmp_path):
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shards", [True, False])
 def test_dtype_auto_without_a_dtype_in_config_is_that_of_the_files(kind, shards, tmp_path):
-    source = (stored if shards else whole)(tmp_path / "model", tiny_llama().to(kind))
+    options = {"max_shard_size": "20KB"} if shards else {}
+    source = stored(tmp_path / "model", tiny_llama().to(kind), **options)
     edit(source / "config.json", dtype="DROP")
     assert sl.load(source, dtype="auto")[0].dtype == kind
     out = streamed(source, tmp_path / "out", dtype="auto")
-    assert {value.dtype for value in load_all(out).values()} == {kind}
+    assert {value.dtype for value in weights(out).values()} == {kind}
 
 
 def test_settings_of_generation_are_the_same_on_every_path(tmp_path):
     """With a temperature where nothing is drawn, which transformers refuses to save."""
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     settings = {"eos_token_id": [2, 7], "temperature": 0.6, "do_sample": False, "max_length": 99}
     (source / "generation_config.json").write_text(json.dumps(settings))
     model, _ = sl.load(source)
@@ -327,7 +309,7 @@ def test_settings_of_generation_are_the_same_on_every_path(tmp_path):
 
 
 def test_an_index_may_not_point_outside_its_folder(tmp_path):
-    source = stored(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama(), max_shard_size="20KB")
     content = json.loads((source / INDEX).read_text())
     first = sorted(set(content["weight_map"].values()))[0]
     shutil.move(source / first, tmp_path / first)
@@ -349,13 +331,13 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path):
     ],
 )
 def test_a_config_that_cannot_be_built_says_why(changes, words, tmp_path):
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     edit(source / "config.json", **changes)
     both_refuse(source, words, tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all files")
 def test_a_file_that_may_not_be_read_is_named(tmp_path):
-    source = whole(tmp_path / "model", tiny_llama())
+    source = stored(tmp_path / "model", tiny_llama())
     (source / "model.safetensors").chmod(0)
     both_refuse(source, "cannot be read", tmp_path)

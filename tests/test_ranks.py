@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import weights
 
 import sparselab as sl
 from sparselab.__main__ import main
@@ -45,9 +45,7 @@ def run(processes, out, *options):
         timeout=300,
         stdout=subprocess.DEVNULL,
     )
-    return {
-        key: value for file in out.glob("*.safetensors") for key, value in load_file(file).items()
-    }
+    return weights(out)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_llama, tiny_opt, tiny_tokenizer
+from conftest import Killed, break_off, stored, tiny_llama, tiny_opt, tiny_tokenizer, weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,8 +27,7 @@ FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
 def folder(request, tmp_path):
     """A tiny model of four blocks in several shards."""
     model = FAMILIES[request.param](num_hidden_layers=4)
-    model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    stored(tmp_path / "model", model, max_shard_size="30KB")
     assert (tmp_path / "model" / INDEX).exists()
     return tmp_path / "model"
 
@@ -36,13 +35,6 @@ def folder(request, tmp_path):
 @pytest.fixture
 def windows():
     return torch.randint(2, 60, (6, 16), generator=torch.Generator().manual_seed(0))
-
-
-def weights(folder):
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
 
 
 def in_memory(folder, windows, **options):
@@ -133,32 +125,6 @@ def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows)
         progress=False,
     )
     assert torch.equal(weights(tmp_path / "out")["lm_head.weight"], model.lm_head.weight)
-
-
-class Killed(BaseException):
-    pass
-
-
-def break_off(monkeypatch, place, folder, windows, **call):
-    """A run that dies before its manifest names so many blocks; the settings that make it go on."""
-    call = {
-        "method": "wanda",
-        "sparsity": 0.5,
-        "out": folder.with_name("out"),
-        "progress": False,
-        **call,
-    }
-    write = streaming.write_json
-
-    def dies(file, content):
-        if len(content.get("blocks", [])) == place:
-            raise Killed
-        write(file, content)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(streaming, "write_json", dies)
-        sl.prune(folder, windows, **call)
-    return call
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsellm"])

@@ -15,7 +15,8 @@ from conftest import ROOT, tiny_opt
 import sparselab as sl
 from sparselab import SparselabError
 from sparselab.__main__ import main
-from sparselab.evaluation.zeroshot import TASKS, answers, items, loglikelihoods, task_rows
+from sparselab.evaluation.tasks import TASKS, items, task_rows
+from sparselab.evaluation.zeroshot import answers, loglikelihoods
 
 LIMIT = 30
 CONFIGURATIONS = {

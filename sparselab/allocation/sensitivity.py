@@ -152,7 +152,8 @@ def _slope(low: tuple[float, float], high: tuple[float, float]) -> float:
 
 
 def _levels(levels: Sequence[float]) -> list[float]:
-    found = [*map(as_fraction, levels)]
+    """The levels as a list; that each is a fraction is said by the annotation of the callers."""
+    found = [*levels]
     if len(found) < 2 or found != sorted({*found}):
         raise SparselabError(
             f"levels={levels}: two or more different fractions, from the lowest to the highest."

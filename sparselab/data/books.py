@@ -21,7 +21,7 @@ from urllib.error import URLError
 from tqdm.auto import tqdm
 
 from ..errors import SparselabError
-from ..runtime.files import ROOT, cache, made
+from ..runtime.files import ROOT, cache, made, write_whole
 
 BOOKS = ROOT / "data" / "books.csv"
 ADDRESS = (  # the paths in the list are quoted for addresses
@@ -112,9 +112,7 @@ def _source(book: dict[str, str], folder: Path, fetch: Callable[[str], bytes]) -
                 " (sha256 differs). Look whether something between here and there answers in its"
                 " place."
             )
-        part = file.with_suffix(".part")
-        part.write_bytes(content)
-        part.replace(file)
+        write_whole(file, content)
     return file.read_text(encoding="utf8")
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import SparselabError
-from ..runtime.files import cache, made, sha256
+from ..runtime.files import cache, made, sha256, write_whole
 
 DEMO_PACKAGE = "llamafactory==0.9.5"  # its source distribution carries both files
 DEMO_FILES = {
@@ -46,6 +46,4 @@ def _store(content: bytes, file: Path, digest: str) -> None:
         raise SparselabError(
             f"{file.name} of {DEMO_PACKAGE} is not the file that was expected (sha256 differs)."
         )
-    part = file.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(file)
+    write_whole(file, content)

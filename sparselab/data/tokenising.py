@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from tokenizers import Encoding
@@ -49,10 +49,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str | Iterable[str]) -> Lon
         that are cut from a text do not end where the text does.
     """
     parts = [text] if isinstance(text, str) else text
-    is_long = len([*islice(_windows(parts), 2)]) == 2
-    if is_long and _can_be_cut(tokenizer):
+    windows = _windows(parts)
+    first = [*islice(windows, 2)]
+    if len(first) == 2 and _can_be_cut(tokenizer):
         with suppress(NoCut):
-            return _joined(tokenizer, parts)
+            return _joined(tokenizer, first[0], chain(first, windows))
     return torch.tensor(encode_each(tokenizer, ["".join(parts)])[0], dtype=torch.long)
 
 
@@ -111,11 +112,11 @@ class _Window:
         return found
 
 
-def _joined(tokenizer: PreTrainedTokenizerBase, parts: Iterable[str]) -> LongTensor:
+def _joined(tokenizer: PreTrainedTokenizerBase, beginning: str, texts: Iterator[str]) -> LongTensor:
     """Token ids of a long text, window by window."""
-    before, _ = added(tokenizer, next(_windows(parts)))
+    before, _ = added(tokenizer, beginning)
     ids = array("q", before)  # it grows in place and becomes the tensor: no copies
-    windows = _tokenised(tokenizer, _windows(parts))
+    windows = _tokenised(tokenizer, texts)
     left, begin = next(windows), 0
     for right in windows:
         end, start = _cut(left, right, _cuts_words(tokenizer))

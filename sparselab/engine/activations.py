@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -110,30 +109,10 @@ class CalibrationActivations:
         return [len(part.ids) for part in self.parts]
 
     def cut(self, batches: list[int]) -> None:
-        """Regroup the windows as an interrupted run had them at this place. Where memory has
-        already cut them in other places, they are joined first."""
-        if batches == self.batches or sum(batches) != sum(self.batches):
-            return  # several processes: the sizes of the first one
-        if not {*accumulate(self.batches)} <= {*accumulate(batches)}:
-            self.parts = [self._joined()]
-        parts, waiting = [], list(batches)
-        for part in self.parts:
-            sizes = []
-            while sum(sizes) < len(part.ids):
-                sizes.append(waiting.pop(0))
-            whole = sizes == [len(part.ids)] and part.kwargs  # a joined one lacks its arguments
-            parts += [part] if whole else self._split(part, sizes)
-        self.parts = parts
-
-    def _joined(self) -> ActivationBatch:
-        """All windows in one part, to be cut before it goes through a block."""
-        ids = torch.cat([part.ids for part in self.parts])
-        hidden = torch.cat([part.hidden for part in self.parts])
-        dense = None
-        if self.dense:
-            shared = all(part.dense is part.hidden for part in self.parts)
-            dense = hidden if shared else torch.cat([part.dense for part in self.parts])
-        return ActivationBatch(ids, hidden, (), {}, dense)
+        """Regroup the windows as an interrupted run had them at this place."""
+        if batches != self.batches and sum(batches) == sum(self.batches):
+            self.parts = self._regrouped(self.parts, batches)
+        # else several processes: the sizes of the first one
 
     def _halve(self, place: int) -> None:
         """Cut a part in two; a single window cannot be cut."""
@@ -141,7 +120,8 @@ class CalibrationActivations:
         if count == 1:
             raise SparselabError(OUT_OF_MEMORY)
         half = -(-count // 2)
-        self.parts[place : place + 1] = self._split(self.parts[place], [half, count - half])
+        parts = [self.parts[place]]
+        self.parts[place : place + 1] = self._regrouped(parts, [half, count - half])
 
     def _halve_all(self) -> None:
         """Cut every part that can be cut."""
@@ -151,20 +131,21 @@ class CalibrationActivations:
             if len(self.parts[place].ids) > 1:
                 self._halve(place)
 
-    def _split(self, part: ActivationBatch, sizes: list[int]) -> list[ActivationBatch]:
-        """The same activations in several parts."""
-        parts, first = [], 0
+    def _regrouped(self, parts: list[ActivationBatch], sizes: list[int]) -> list[ActivationBatch]:
+        """The same activations in parts of other sizes."""
+        shared = all(part.dense is part.hidden for part in parts)
+        new, first = [], 0
         for size in sizes:
             rows = slice(first, first + size)
-            _, args, kwargs = _first_block_call(self.model, part.ids[rows])
-            hidden = self.store.keep(part.hidden[rows].clone())
-            dense = None
-            if self.dense:
-                shared = part.dense is part.hidden
-                dense = hidden if shared else self.store.keep(part.dense[rows].clone())
-            parts.append(ActivationBatch(part.ids[rows], hidden, args, kwargs, dense))
+            ids = _rows([part.ids for part in parts], rows)
+            _, args, kwargs = _first_block_call(self.model, ids)
+            hidden = self.store.keep(_rows([part.hidden for part in parts], rows))
+            dense = hidden if shared else None
+            if self.dense and not shared:
+                dense = self.store.keep(_rows([part.dense for part in parts], rows))
+            new.append(ActivationBatch(ids, hidden, args, kwargs, dense))
             first += size
-        return parts
+        return new
 
     def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
         """Move on: the block's outputs take the place of its inputs; the dense stream goes through
@@ -206,6 +187,15 @@ class CalibrationActivations:
             return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
 
         return retry_smaller(gather, self._halve_all)
+
+
+def _rows(tensors: list[Tensor], rows: slice) -> Tensor:
+    """A copy of some rows of tensors that stand one below the other."""
+    found, first = [], 0
+    for tensor in tensors:
+        found.append(tensor[max(0, rows.start - first) : max(0, rows.stop - first)])
+        first += len(tensor)
+    return torch.cat(found)
 
 
 def _gather(

@@ -189,7 +189,7 @@ def plan(
     )
     terms = memory_terms(shape, method, tokens, seqlen, size, device.type, offload)
     here = device.type == "cpu" or torch.cuda.is_available()
-    seconds = phases(shape, method, tokens, seqlen, size, device, dtype) if measure and here else {}
+    seconds = phases(shape, method, tokens, seqlen, device, dtype) if measure and here else {}
     free = {"device": free_bytes(device)} if here else {}
     if device.type != "cpu":
         free["host"] = free_bytes(torch.device("cpu"))
@@ -239,13 +239,7 @@ def memory_terms(
 
 
 def phases(
-    shape: Shape,
-    method: Method,
-    tokens: int,
-    seqlen: int,
-    size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    shape: Shape, method: Method, tokens: int, seqlen: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
     """Seconds by phase: floating point operations over measured speeds."""
     speed, exact = (SHARE * product_speed(device, kind) for kind in (dtype, torch.float32))

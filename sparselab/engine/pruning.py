@@ -29,6 +29,7 @@ from ..runtime.files import DISTRIBUTION
 from ..runtime.memory import naming_memory_errors
 from .block import PhaseClock, PruningRun
 from .loop import dry_run_one_block, open_result, prune_blocks
+from .offload import ActivationStore
 from .report import Report
 from .sources import InMemoryBlocks, StreamedBlocks
 
@@ -54,7 +55,7 @@ def prune(
     batch: Annotated[int, ">= 1", "windows at once, 1 or more"] | None = None,
     progress: bool = True,
     out: str | Path | None = None,
-    offload: Literal["auto", "device", "cpu", "disk"] = "auto",
+    offload: Literal["auto", *ActivationStore.PLACES] = "auto",
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     dry_run: bool = False,

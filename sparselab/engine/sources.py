@@ -43,7 +43,6 @@ class InMemoryBlocks:
     """A model that is whole in memory: blocks need not be loaded, and stay where they are."""
 
     streamed, done, batch = False, 0, None
-    batches: tuple = ()
 
     def __init__(self, model: nn.Module):
         self.model = model

@@ -14,8 +14,8 @@ def input_device(model: nn.Module) -> torch.device:
     Raises a SparselabError where the weights are nowhere.
     """
     embedding = model.get_input_embeddings()
-    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
-    if not hooked and any(parameter.is_meta for parameter in model.parameters()):
+    absent = any(parameter.is_meta for parameter in model.parameters())
+    if absent and not any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise SparselabError(
             f"the weights of {model_name(model)} are not in memory (device 'meta'), and no hook of"
             " accelerate brings them. Load the model whole."

@@ -25,9 +25,8 @@ from ..runtime.memory import batch_size, with_batch_halving
 from .harness import METRICS, by_harness
 from .perplexity import Perplexity
 from .placement import input_device
-from .tasks import TASKS, Item, items, task_file, task_rows
+from .tasks import TASKS, Item, items, task_file
 
-__all__ = ["TASKS", "answers", "items", "loglikelihoods", "task_file", "task_rows", "zeroshot"]
 AT_ONCE = 1000  # requests that are tokenised at once
 Found = dict[int, tuple[float, bool]]  # by the request's number, what `loglikelihoods` gives
 

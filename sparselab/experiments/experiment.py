@@ -134,10 +134,7 @@ class Experiment:
             row |= self._evaluation(text, dense, pruned)
         row |= _run(report) | {"calibration_sha256": sha256_of(self.corpus, "calibration")}
         if model is not None:
-            row |= _weights(model, report) | {"asked": Pattern.parse(pattern).sparsity}
-        if text is not None and model is not None:
-            ids = _tokens(tokenizer_of(model), self.named_texts()[text])
-            row["text_windows"] = len(ids) // self.seqlen
+            row |= _weights(model, report, pattern)
         return row
 
     def _evaluation(self, text: str, dense: Perplexity, pruned: Perplexity) -> dict:
@@ -159,10 +156,11 @@ class Experiment:
     ) -> list[dict]:
         """A row for each evaluation text. model: as the job left it; dense: what `perplexities`
         said of it before."""
-        rows = []
+        rows, weights = [], _weights(model, report, job["pattern"])  # looked at once
         for text, pruned in self.perplexities(model).items():
-            measured = {"text": text, "dense": dense[text], "pruned": pruned, "model": model}
-            rows.append(self.row(**job, report=report, **measured))
+            row = self.row(**job, report=report, text=text, dense=dense[text], pruned=pruned)
+            ids = _tokens(tokenizer_of(model), self.named_texts()[text])
+            rows.append(row | weights | {"text_windows": len(ids) // self.seqlen})
         return rows
 
     def matches(self, table: pd.DataFrame, **key) -> pd.Series:
@@ -202,7 +200,7 @@ def _run(report: Report) -> dict:
     }
 
 
-def _weights(model: nn.Module, report: Report) -> dict:
+def _weights(model: nn.Module, report: Report, pattern: str) -> dict:
     """The columns of the pruned weights; bytes are those of the tensors on disk."""
     dense, packed = sizes(model)
     kinds = report.frame().groupby("kind", sort=False).sparsity.mean()
@@ -211,4 +209,5 @@ def _weights(model: nn.Module, report: Report) -> dict:
         "reached": ";".join(f"{kind}={share:.4f}" for kind, share in kinds.items()),
         "dense_bytes": dense,
         "packed_bytes": packed,
+        "asked": Pattern.parse(pattern).sparsity,
     }

@@ -12,8 +12,6 @@ from ..patterns import Pattern, prune_rows
 from .base import Method, Solution, Start, keep_weights
 from .wanda import wanda_scores
 
-STARTS = {"magnitude": (), "wanda": (), "sparsegpt": (GRAM,)}
-
 
 @dataclass(frozen=True)
 class DSnoT(Method):
@@ -69,7 +67,8 @@ class DSnoT(Method):
     @property
     def needs(self) -> tuple[str, ...]:
         """Means and variances of the inputs, and what `initial` needs."""
-        return (NORMS, MOMENTS, *STARTS[self.initial])
+        start = (GRAM,) if self.initial == "sparsegpt" else ()
+        return (NORMS, MOMENTS, *start)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """The mask after the swaps; the kept weights [r, c] are left as they are."""

@@ -18,13 +18,14 @@ from .loading import (
     friendly_error,
     has_adapter,
     locate,
+    naming_load_errors,
     read_config,
     read_model,
     read_tokenizer,
     remember_tokenizer,
 )
 from .packed import PACKED, stored_tensors
-from .shards import FLOATS, dtypes_in, tensors_in, weight_files
+from .shards import FLOATS, weight_files
 
 FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PIECE = 2**16  # bytes
@@ -42,9 +43,9 @@ class Checkpoint:
         self.folder = Path(location) if Path(location).is_dir() else _fetched(name, options)
         self.config = read_config(self.name, self.folder, LOCAL)
         self._refuse_what_only_load_reads()
-        self.files = {
-            key: file for file in weight_files(self.folder, self.name) for key in tensors_in(file)
-        }
+        files = weight_files(self.folder, self.name)
+        self.files = {key: file for file, kinds in files.items() for key in kinds}
+        self.kinds = [*next(iter(files.values())).values()]  # of numbers, in the first file
         read_model(self.name, self.folder, LOCAL, device_map="meta")  # reads headers, no weight
 
     def _refuse_what_only_load_reads(self) -> None:
@@ -66,13 +67,10 @@ class Checkpoint:
             self.config.tie_word_embeddings = False
             model = empty_model(self.config, self._dtype(dtype))
         model.sparselab_name = self.name
-        with quiet():
-            try:
-                remember_tokenizer(model, read_tokenizer(self.name, self.folder, LOCAL))
-                if (self.folder / GENERATION_CONFIG_NAME).exists():
-                    model.generation_config = GenerationConfig.from_pretrained(self.folder)
-            except Exception as error:
-                raise friendly_error(self.name, error) from error
+        with naming_load_errors(self.name):
+            remember_tokenizer(model, read_tokenizer(self.name, self.folder, LOCAL))
+            if (self.folder / GENERATION_CONFIG_NAME).exists():
+                model.generation_config = GenerationConfig.from_pretrained(self.folder)
         return model.eval()
 
     def _give_names_of_the_model(self, model: PreTrainedModel) -> None:
@@ -109,8 +107,7 @@ class Checkpoint:
             return dtype
         if self.config.dtype:
             return self.config.dtype
-        kinds = dtypes_in(weight_files(self.folder, self.name)[0]).values()
-        return next((FLOATS[kind] for kind in kinds if kind in FLOATS), torch.float32)
+        return next((FLOATS[kind] for kind in self.kinds if kind in FLOATS), torch.float32)
 
     def digest(self) -> str:
         """Tells these weights from others under the same name: config.json, and a thousand pieces
@@ -156,7 +153,7 @@ class Checkpoint:
 def _fetched(name: str | Path, options: dict) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    try:  # not quiet: the bars of a download that may take an hour are wanted
         # Only the folder itself: some repositories keep the weights once more in another one.
         folder = snapshot_download(
             str(name),
@@ -164,9 +161,9 @@ def _fetched(name: str | Path, options: dict) -> Path:
             ignore_patterns="*/*",
             local_files_only=options["local_files_only"],
         )
-        return Path(folder)
     except Exception as error:
         raise friendly_error(name, error) from error
+    return Path(folder)
 
 
 def config_of(name: str) -> PretrainedConfig:

@@ -24,7 +24,7 @@ from .architecture import UNLIMITED, family_of, model_name
 from .embedded import EMBEDDED, OPT_MINI, smollm2_folder
 from .hub import online, quiet
 from .packed import PACKED, read_packed
-from .shards import weight_files
+from .shards import PICKLED, weight_files
 
 
 def revision(model: nn.Module) -> str:
@@ -88,14 +88,14 @@ def load(
     folder, options = locate(str(name))
     config = read_config(name, folder, options)
     if (Path(folder) / PACKED).exists():
-        with _naming_errors(name):
+        with naming_load_errors(name):
             model = read_packed(Path(folder), config, dtype)
     else:
         if Path(folder).is_dir():
             weight_files(Path(folder), str(name))
         model = read_model(name, folder, options, dtype=dtype)
         _merge_adapter(model)
-    with _naming_errors(name):
+    with naming_load_errors(name):
         tokenizer = read_tokenizer(name, folder, options)
     model.sparselab_name = str(name)
     remember_tokenizer(model, tokenizer)
@@ -119,7 +119,7 @@ def read_model(name: str | Path, folder: str | Path, options: dict, **how) -> Pr
     SparselabError
         Where the files lack a tensor, or hold one that config.json does not foresee.
     """
-    with _naming_errors(name):
+    with naming_load_errors(name):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **how, **options
         )
@@ -145,7 +145,7 @@ def _and_more(keys) -> str:
 
 
 @contextmanager
-def _naming_errors(name: str | Path):
+def naming_load_errors(name: str | Path):
     """The libraries' exceptions, as one sentence; without their log."""
     with quiet():
         try:
@@ -260,7 +260,7 @@ def read_config(name: str | Path, folder: str | Path, options: dict) -> Pretrain
             f"{name} is an adapter without its model. Merge the two (merge_and_unload of peft), and"
             " save the result."
         )
-    with _naming_errors(name):
+    with naming_load_errors(name):
         config = AutoConfig.from_pretrained(folder, **options)
     if getattr(config, "quantization_config", None):
         raise SparselabError(
@@ -341,10 +341,7 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
             " LLaMA family that transformers knows, or convert it with its own code first."
         )
     if "safetensors" in str(error):
-        return SparselabError(
-            f"{name} holds no safetensors file (pickled weights are not read, for they can run"
-            " code). Convert it with save_pretrained of transformers, or choose another copy."
-        )
+        return SparselabError(f"{name} holds no safetensors file {PICKLED}")
     return SparselabError(
         f"{name} could not be loaded: {_first_line(error)} "
         "Check that the folder holds config.json, *.safetensors and the tokenizer's files."

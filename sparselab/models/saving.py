@@ -91,8 +91,7 @@ def save(
                 " it."
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        check_room(folder.parent, size, f"saving {model_name(model)}")
+        check_room_for(model, folder.parent)
         part, handle = _locked_part(folder)
         try:
             part.chmod(0o755)
@@ -110,6 +109,12 @@ def save(
             _remove(part)  # what is left of a failed save, or the folder that was replaced
             os.close(handle)
     return folder
+
+
+def check_room_for(model: nn.Module, folder: Path) -> None:
+    """A SparselabError where a model's weights do not fit on the disk of a folder."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    check_room(folder, size, f"saving {model_name(model)}")
 
 
 def write_beside_weights(

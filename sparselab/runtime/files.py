@@ -87,9 +87,9 @@ def start_table(file: Path) -> None:
     recorded = ROOT / "bench" / "figures" / file.name
     if recorded.exists() and not file.exists():
         made(file.parent, "name another folder for the tables")
-        part = file.with_name(f"{file.name}.part-{os.getpid()}")
-        shutil.copyfile(recorded, part)  # the modes of site-packages may forbid writing: not copied
-        part.replace(file)
+        with waiting_lock(file.parent):
+            if not file.exists():  # another process may have been first
+                write_whole(file, recorded.read_bytes())
 
 
 def sha256(file: Path) -> str:

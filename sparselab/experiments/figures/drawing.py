@@ -10,8 +10,7 @@ from ... import viz
 
 def look_of(method: str) -> dict[str, str]:
     """A sweep's method as matplotlib's keywords: colour, marker, line and label."""
-    colour, marker, line = viz.style_of(method)
-    look = {"color": colour, "marker": marker, "linestyle": line}
+    look = viz.line_style(*viz.style_of(method))
     return {**look, "fillstyle": viz.fill_of(method), "label": viz.label_of(method)}
 
 

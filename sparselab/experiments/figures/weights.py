@@ -1,5 +1,6 @@
 """Weights before and after: how they are distributed, and which of the large ones stay."""
 
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,10 +24,14 @@ def weights_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     dense matrix), and the share kept of each twentieth of the dense weights by size; all pruned
     matrices together, each in its own scale.
     """
-    model, _ = load(profile.model)
-    weights = dense_weights(model)
+
+    @cache
+    def dense_model():  # not for a table that is complete
+        model, _ = load(profile.model)
+        return model, dense_weights(model)
 
     def make(job: dict) -> list[dict]:
+        model, weights = dense_model()
         restore(model, weights)
         report = profile.prune(model, **job)
         protocol, linears = profile.row(**job, report=report, model=model), linears_of(model)
