@@ -1,6 +1,7 @@
 """The methods as the guide's section A writes them, plainly and slowly: what the fast versions are
 held against."""
 
+import numpy as np
 import torch
 
 
@@ -158,3 +159,51 @@ def dsnot(w, x, sparsity, n=0, m=0, cycles=50, threshold=0.1):
             row[g], row[p], error = False, True, new
             used |= {g, p}
     return pruned
+
+
+def alps(w, x, sparsity, n=0, m=0, damp=0.01, rho=0.1, iterations=300):
+    """ALPS by its released code in numpy and float64, up to its conjugate gradients: w [r, c], x
+    [tokens, c] -> kept bool [r, c]; scaled inputs, a new inverse for every penalty."""
+    w, x = w.double().numpy(), x.double().numpy()
+    h = x.T @ x
+    h += damp * np.diag(h).mean() * np.eye(len(h))
+    norm = np.sqrt(np.diag(h))
+    h, dense = h / np.outer(norm, norm), w * norm
+
+    def largest(b):
+        if m:
+            order = (-np.abs(b)).reshape(-1, m).argsort(1)
+            kept = np.zeros(order.shape, bool)
+            np.put_along_axis(kept, order[:, : m - n], True, 1)
+        else:
+            kept = np.zeros(b.size, bool)
+            kept[(-np.abs(b)).ravel().argsort()[: b.size - int(sparsity * b.size + 1e-6)]] = True
+        return kept.reshape(b.shape)
+
+    d, v, seen, first = dense * largest(dense), 0 * dense, largest(dense), dense * largest(dense)
+    started = False
+    for i in range(iterations):
+        b = np.linalg.solve(h + rho * np.eye(len(h)), (dense @ h - v + rho * d).T).T
+        d = b + v / rho
+        support = largest(d)
+        d = d * support
+        v = v + rho * (b - d)
+        if (i + 1) % 3 == 0:
+            change = (support ^ seen).sum()
+            share = change / support.sum()
+            if share > 0.1:
+                started, rho = True, 1.3 * rho
+            elif share > 0.005:
+                started, rho = True, 1.2 * rho
+            elif change and started:
+                rho *= 1.1
+            elif change:
+                rho, d, v = rho / 5, first, 0 * v
+            elif started:
+                break
+            else:
+                rho /= 5
+            rho, seen = min(rho, 1e6), support
+            if i >= 30 and share < 3e-4:
+                break
+    return torch.from_numpy(largest(b))

@@ -1,9 +1,11 @@
 """The pruning methods, one file each."""
 
 from .admm import ADMM
+from .alps import ALPS
 from .base import DENSE_BLOCK, TARGETS, Fit, Method, Solution
 from .dsnot import DSnoT
 from .magnitude import Magnitude
+from .reconstruction import Reconstruction
 from .registry import METHODS, find_method
 from .sparsegpt import SparseGPT
 from .sparsellm import SparseLLM
@@ -12,6 +14,7 @@ from .wanda import Wanda
 
 __all__ = [
     "ADMM",
+    "ALPS",
     "DENSE_BLOCK",
     "METHODS",
     "TARGETS",
@@ -19,6 +22,7 @@ __all__ = [
     "Fit",
     "Magnitude",
     "Method",
+    "Reconstruction",
     "Solution",
     "SparseGPT",
     "SparseLLM",

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 from ..errors import SparselabError, did_you_mean
 from .admm import ADMM
+from .alps import ALPS
 from .base import Method
 from .dsnot import DSnoT
 from .magnitude import Magnitude
@@ -14,7 +15,8 @@ from .swaps import Swaps
 from .wanda import Wanda
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Magnitude, Wanda, SparseGPT, DSnoT, Swaps, ADMM, SparseLLM)
+    method.name: method
+    for method in (Magnitude, Wanda, SparseGPT, DSnoT, Swaps, ALPS, ADMM, SparseLLM)
 }
 
 
