@@ -3,7 +3,6 @@ zeros."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -12,6 +11,7 @@ from torch import LongTensor, nn
 from ..errors import SparselabError
 from ..methods.parameters import checked
 from ..models.architecture import blocks_of, linears_of
+from ..numerics.budget import allocate_budget
 from ..patterns import Pattern, number, plain, prune_rows
 from .scores import as_fraction, block_scores, input_norms, mean_loss
 
@@ -113,42 +113,6 @@ def sensitivity(
             for name, linear in linears.items():
                 linear.weight.copy_(dense[name])
     return losses
-
-
-def allocate_budget(
-    curves: dict[int, list[tuple[float, float]]], budget: float
-) -> dict[int, float]:
-    """Zeros of each block, `budget` in all, of least total loss; curves: (zeros, loss) by block,
-    zeros increasing.
-
-    Each curve is replaced by its lower convex hull. On hulls the best choice takes segments in the
-    order of their slopes, the price of one more zero, whatever block they belong to; the last one
-    in part. That price is the Lagrange multiplier.
-    """
-    zeros = {block: points[0][0] for block, points in curves.items()}
-    left = budget - sum(zeros.values())
-    segments = []
-    for block, points in curves.items():
-        for low, high in pairwise(lower_hull(points)):
-            segments.append((_slope(low, high), low[0], high[0] - low[0], block))
-    for _, _, width, block in sorted(segments):
-        zeros[block] += (part := min(width, left))
-        left -= part
-    return zeros
-
-
-def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (x, y), x increasing, that no line between two others passes below or through."""
-    hull: list[tuple[float, float]] = []
-    for point in points:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
-            hull.pop()
-        hull.append(point)
-    return hull
-
-
-def _slope(low: tuple[float, float], high: tuple[float, float]) -> float:
-    return (high[1] - low[1]) / (high[0] - low[0])
 
 
 def _levels(levels: Sequence[float]) -> list[float]:

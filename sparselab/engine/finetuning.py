@@ -1,5 +1,7 @@
 """After pruning: train the weights that are left. The zeros stay zeros."""
 
+from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -62,59 +64,73 @@ def finetune(
     """
     check_rows(model, windows, "the training text")
     masks = {linear.weight: linear.weight != 0 for linear in linears_of(model).values()}
-    if next(model.parameters()).dtype == torch.float16:
-        raise SparselabError(
-            f"{model_name(model)} is in float16, in which small steps vanish. Load it with "
-            "dtype=torch.float32 or torch.bfloat16."
-        )
+    check_trainable(model)
     generator, result = torch.Generator().manual_seed(seed), Training()
     before, trained = zeros(masks), list(model.parameters())
-    wanted = [weight.requires_grad for weight in trained]
-    optimizer = torch.optim.AdamW(
-        [weight.requires_grad_() for weight in trained],
-        lr=rate,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    try:
-        with (
-            torch.enable_grad(),
-            tqdm(range(steps), desc="fine-tuning", unit="step", disable=not progress) as bar,
-        ):
-            for _ in bar:
-                ids = windows[torch.randint(len(windows), (batch,), generator=generator)].to(
-                    model.device
-                )
-                loss = token_losses(model(ids, use_cache=False).logits, ids).mean()
-                if not torch.isfinite(loss):
-                    raise _diverged(f"the loss is {loss.item()}", len(result.losses), rate)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                keep_zeros(masks)
-                result.losses.append(loss.item())
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    finally:
-        for weight, want in zip(trained, wanted, strict=True):
-            weight.requires_grad_(want)
-            weight.grad = None
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps))
+    with (
+        learning(model, trained),
+        tqdm(range(steps), desc="fine-tuning", unit="step", disable=not progress) as bar,
+    ):
+        for _ in bar:
+            ids = windows[torch.randint(len(windows), (batch,), generator=generator)].to(
+                model.device
+            )
+            loss = token_losses(model(ids, use_cache=False).logits, ids).mean()
+            if not torch.isfinite(loss):
+                raise diverged(f"the loss is {loss.item()}", len(result.losses), rate)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            keep_zeros(masks)
+            result.losses.append(loss.item())
+            bar.set_postfix(loss=f"{loss.item():.3f}")
     if not all(torch.isfinite(weight).all() for weight in trained):
-        raise _diverged("weights are not finite", steps, rate)
+        raise diverged("weights are not finite", steps, rate)
     result.sparsity = (before, zeros(masks))
     return result
 
 
-def _diverged(what: str, steps: int, rate: float) -> SparselabError:
+def check_trainable(model: nn.Module) -> None:
+    """A SparselabError for a model in float16."""
+    if any(weight.dtype == torch.float16 for weight in model.parameters()):
+        raise SparselabError(
+            f"{model_name(model)} is in float16, in which small steps vanish. Load it with "
+            "dtype=torch.float32 or torch.bfloat16."
+        )
+
+
+@contextmanager
+def learning(model: nn.Module, trained: Iterable[nn.Parameter]):
+    """Let these parameters of a model take gradients, and no others; at the end, however it comes,
+    each is as it was in this, and none holds a gradient."""
+    before, trained = {each: each.requires_grad for each in model.parameters()}, {*trained}
+    try:
+        for weight in before:
+            weight.requires_grad_(weight in trained)
+            weight.grad = None
+        with torch.enable_grad():
+            yield
+    finally:
+        for weight, want in before.items():
+            weight.requires_grad_(want)
+            weight.grad = None
+
+
+LOST = "the model is of no use now. Load it again and"
+
+
+def diverged(what: str, steps: int, rate: float, left: str = LOST) -> SparselabError:
+    """What to raise of a training that is past help; left: what it leaves of the model."""
     return SparselabError(
-        f"{what} after {steps} steps: the training diverged, and the model is of no use now. Load"
-        f" it again and take a rate below {rate:g}."
+        f"{what} after {steps} steps: the training diverged, and {left} take a rate below {rate:g}."
     )
 
 
-def _rate(step: int, steps: int) -> float:
+def rate_share(step: int, steps: int) -> float:
     """Share of the full rate: up over a tenth of the steps, then down along a cosine to a tenth."""
     warm = max(1, steps // 10)
     if step < warm:
@@ -127,8 +143,8 @@ def _rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def keep_zeros(masks: dict[Tensor, Tensor]) -> None:
-    """Put the zeros back, weight by weight; also where a weight is not finite, which a product
-    would keep."""
+    """Put the zeros back, weight by weight (or gradient by gradient); also where a weight is not
+    finite, which a product would keep."""
     for weight, mask in masks.items():
         weight.masked_fill_(~mask, 0)
 
