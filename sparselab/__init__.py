@@ -8,13 +8,17 @@ report = sl.prune(model, calibration, method="sparsegpt", sparsity=0.7)
 sl.perplexity(model, sl.tokens(tokenizer, "demo"), seqlen=256)
 """
 
+from .allocation.evolution import evolve
 from .allocation.owl import owl
+from .allocation.progression import by_depth
 from .allocation.sensitivity import by_sensitivity
 from .data.calibration import calibration, tokens
 from .data.corpora import CORPORA
+from .engine.distillation import Distillation, distill
 from .engine.finetuning import Training, finetune
 from .engine.planning import Plan, plan
 from .engine.pruning import prune
+from .engine.recommendation import recommend
 from .engine.report import Report
 from .errors import SparselabError
 from .evaluation.generation import write
@@ -23,10 +27,12 @@ from .evaluation.published import known_dense, overlay, papers
 from .evaluation.zeroshot import zeroshot
 from .methods import (
     ADMM,
+    ALPS,
     METHODS,
     DSnoT,
     Magnitude,
     Method,
+    Reconstruction,
     Solution,
     SparseGPT,
     SparseLLM,
@@ -41,16 +47,19 @@ from .patterns import Pattern
 
 __all__ = [
     "ADMM",
+    "ALPS",
     "CORPORA",
     "FAMILIES",
     "METHODS",
     "DSnoT",
+    "Distillation",
     "Family",
     "Magnitude",
     "Method",
     "Pattern",
     "Perplexity",
     "Plan",
+    "Reconstruction",
     "Report",
     "Solution",
     "SparseGPT",
@@ -61,8 +70,11 @@ __all__ = [
     "Training",
     "Wanda",
     "blocks_of",
+    "by_depth",
     "by_sensitivity",
     "calibration",
+    "distill",
+    "evolve",
     "family_of",
     "finetune",
     "known_dense",
@@ -74,6 +86,7 @@ __all__ = [
     "perplexity",
     "plan",
     "prune",
+    "recommend",
     "save",
     "tokens",
     "write",

@@ -185,7 +185,8 @@ def prune(
     Parameters
     ----------
     method
-        Name of the method, such as sparsegpt, wanda or sparsellm.
+        Name of the method, such as sparsegpt, wanda, sparsellm or admm:guided, with its settings
+        as in 'admm:targets=dense-stream;fisher=True'.
     sparsity
         A fraction of zeros such as 0.7, or n zeros in m inputs such as 2:4.
     calibration
@@ -205,7 +206,7 @@ def prune(
     dry_run
         Prune one block, write nothing, and extrapolate the time.
     """
-    from .methods.registry import find_method
+    from .methods.registry import named_method
     from .models.checkpoint import Checkpoint
     from .models.loading import tokenizer_of
     from .models.saving import check_room_for
@@ -213,8 +214,8 @@ def prune(
     out = out and _writable(out)
     if out and os.path.lexists(out):
         raise SparselabError(f"{out} exists already. Choose another --out.")
-    find_method(method), sl.Pattern.parse(sparsity)  # say what is wrong before minutes pass
-    call = {"method": method, "sparsity": sparsity, "layers": _layers(layers)}
+    named_method(method, "OPT"), sl.Pattern.parse(sparsity)  # wrong ones before minutes pass
+    call = {"sparsity": sparsity, "layers": _layers(layers)}
     call |= {"offload": offload, "dry_run": dry_run}
     if stream:
         model = Checkpoint(options.model).skeleton(None)
@@ -224,6 +225,7 @@ def prune(
         _check_blocks(model, call["layers"], sparsity)
         if out:
             check_room_for(model, out)
+    call["method"] = named_method(method, sl.family_of(model).name)
     windows = sl.calibration(
         tokenizer, calibration, samples=samples, seqlen=options.window(model), seed=seed
     )
@@ -285,7 +287,8 @@ def plan(
     model
         The model: opt-mini, smollm2-135m, a folder or a Hub id.
     method
-        Name of the method, such as sparsegpt, wanda or sparsellm.
+        Name of the method, such as sparsegpt, wanda, sparsellm or admm:guided, with its settings
+        as in 'admm:targets=dense-stream;fisher=True'.
     samples
         Calibration windows.
     seqlen
@@ -293,7 +296,9 @@ def plan(
     device
         Where to compute: cpu or cuda. Default: cuda where there is one.
     """
-    print(sl.plan(model, method, samples, seqlen, device))
+    from .methods.registry import named_method
+
+    print(sl.plan(model, named_method(method, "OPT"), samples, seqlen, device))
 
 
 def evaluate(*, options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_OPTIONS) -> None:
@@ -413,7 +418,7 @@ def demo(
     readme: Annotated[Path | None, ONE_OF_THEM] = None,
     quick: Annotated[bool, ONE_OF_THEM] = False,
 ) -> None:
-    """Prune the embedded models by three methods; make a table and a figure.
+    """Prune the embedded models by six methods; make a table and a figure.
 
     Parameters
     ----------

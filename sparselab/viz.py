@@ -25,7 +25,9 @@ STYLES = {
     "sparsegpt": ("#0072B2", "o", "-"),
     "dsnot": ("#CC79A7", "D", "--"),
     "swaps": ("#56B4E9", "P", ":"),
+    "alps": ("#882255", "p", "-."),
     "admm": ("#666666", "X", "-."),
+    "admm:guided": ("#332288", "*", "-"),
     "sparsellm": ("#E69F00", "v", "-"),
     "global": ("#000000", "*", "--"),
 }
@@ -35,7 +37,9 @@ LABELS = {
     "sparsegpt": "SparseGPT",
     "dsnot": "DSnoT",
     "swaps": "exact swaps",
+    "alps": "ALPS",
     "admm": "ADMM",
+    "guided": "guided",
     "sparsellm": "SparseLLM",
     "dense": "dense",
     "global": "global",
@@ -64,6 +68,8 @@ def style_of(method: str) -> tuple[str, str, str]:
     """Colour, marker and line of a sweep's method; a variant has its method's colour and marker,
     and a line of its own."""
     name, _, variant = method.partition(":")
+    if method in STYLES:
+        return STYLES[method]
     colour, marker, line = STYLES.get(name, ("#666666", "o", "-"))
     return colour, marker, line if not variant else STYLES[variant][2] if variant in STYLES else ":"
 
@@ -111,7 +117,7 @@ def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:
     for name, rows in table[table.method != "dense"].groupby("method", sort=False):
         x, y = [0, *(100 * rows.sparsity)], [dense.perplexity, *rows.perplexity]
         errors = [dense.stderr, *rows.stderr]
-        axes.errorbar(x, y, errors, capsize=3, label=LABELS[name], **line_style(*STYLES[name]))
+        axes.errorbar(x, y, errors, capsize=3, label=label_of(name), **line_style(*style_of(name)))
     axes.set(xlabel="zeros (%)", ylabel="perplexity", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.25, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:.0f}")

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
         "dsnot",
         "swaps",
         "admm",
+        "alps",
         "sparsellm",
         sl.Magnitude(scope="global"),
     ],
@@ -42,6 +43,23 @@ def test_a_gpu_makes_the_same_masks(family, method, sparsity, windows):
     for name, linear in sl.linears_of(here).items():
         other = sl.linears_of(there)[name].weight
         assert other.is_cuda and ((linear.weight == 0) == (other.cpu() == 0)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("offload", ["device", "cpu", "disk"])
+def test_gradients_on_a_gpu_say_the_same(family, offload, windows):
+    """Rows, tokens and shares of zeros as on a CPU; units come nearer to their targets."""
+    shares, here = [], TINY[family]()
+    switches = {"fisher": True, "divide": True, "reconstruct": "sublayer", "offload": offload}
+    for model in (here, copy.deepcopy(here).cuda()):
+        report = sl.prune(
+            model, windows, method="sparsegpt", sparsity=0.5, progress=False, **switches
+        )
+        shares.append(report.settings["shares"])
+        rows = report.reconstructions
+        assert len(rows) == 4 and all(row["error"] <= row["start"] for row in rows)
+        assert sum(row["error"] < row["start"] for row in rows) >= 2
+    assert shares[1] == pytest.approx(shares[0], abs=0.02)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

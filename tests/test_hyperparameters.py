@@ -22,22 +22,28 @@ FINE = {  # what of these a parameter takes, by its default's kind or by its own
     int: [],
     str: [],
     tuple: [],
-    "tolerance": [1.5, -1],
+    "ADMM.tolerance": [],
+    "SparseLLM.tolerance": [1.5, -1],
     "ridge": [1.5, None],
+    "reconstruct": [None],
+    "held_out": [],
 }
-LEVELS = ((NAN,), (0.1, INF), ("a",), (True,), (-1,), (0,), ((0.1,),), 0.5, {0.1: 1}, "0.1")
+LEVELS = ((NAN,), (0.1, INF), ("a",), (True,), (-1,), ((0.1,),), {0.1: 1}, "0.1")
 
 
-def is_fine(value, name, default):
-    return any(value is one or value == one for one in FINE.get(name, FINE.get(type(default), [])))
+def is_fine(value, owner, field):
+    for key in (f"{owner.__name__}.{field.name}", field.name, type(field.default)):
+        if key in FINE:
+            return any(value is one or value == one for one in FINE[key])
+    return False
 
 
 def hyper_parameters():
-    for method in sl.METHODS.values():
-        for field in fields(method):
-            for value in (*BAD, *(LEVELS if field.name == "levels" else ())):
+    for owner in (*sl.METHODS.values(), sl.Reconstruction):
+        for field in fields(owner):
+            for value in BAD:
                 yield pytest.param(
-                    method, field, value, id=f"{method.__name__}-{field.name}-{value!r}"
+                    owner, field, value, id=f"{owner.__name__}-{field.name}-{value!r}"
                 )
 
 
@@ -64,19 +70,22 @@ def prune(model, ids, **options):
     return sl.prune(model, ids, **call)
 
 
-@pytest.mark.parametrize("method, field, value", [*hyper_parameters()])
+@pytest.mark.parametrize("owner, field, value", [*hyper_parameters()])
 def test_hyper_parameters_of_another_kind_are_refused_by_name(
-    model, ids, unchanged, method, field, value
+    model, ids, unchanged, owner, field, value
 ):
-    if is_fine(value, field.name, field.default):
-        assert getattr(method(**{field.name: value}), field.name) == value
+    if field.name == "reconstruct" and value is True:
+        assert owner(reconstruct=True).reconstruct == sl.Reconstruction()
+        return
+    if is_fine(value, owner, field):
+        assert getattr(owner(**{field.name: value}), field.name) == value
         return
     with pytest.raises(sl.SparselabError) as refused:
-        prune(model, ids, method=method(**{field.name: value}))
-    assert f"{method.__name__}({field.name}={value!r}): choose " in str(refused.value)
+        prune(model, ids, method=owner(**{field.name: value}))
+    assert f"{owner.__name__}({field.name}={value!r}): choose " in str(refused.value)
 
 
-@pytest.mark.parametrize("method", sl.METHODS.values())
+@pytest.mark.parametrize("method", [*sl.METHODS.values(), sl.Reconstruction])
 def test_defaults_are_allowed(method):
     given = {field.name: getattr(method(), field.name) for field in fields(method)}
     assert method(**given) == method() and str(method(**given)) == str(method())
@@ -89,6 +98,9 @@ OPTIONS = {  # what of BAD each option of prune takes
     "offload": [],
     "refit": [None, True],
     "in_order": [None, True],
+    "fisher": [None, True],
+    "divide": [None, True],
+    "reconstruct": [None, True],
     "targets": [None],
     "layers": [None],
     "modules": [None],
@@ -128,6 +140,8 @@ CALLS = {
         lambda model, ids, **given: sl.by_sensitivity(model, ids, **{"sparsity": 0.6, **given})
     ),
     "sensitivity": sensitivity,
+    "by_depth": (lambda model, ids, **given: sl.by_depth(model, ids, **{"sparsity": 0.5, **given})),
+    "evolve": (lambda model, ids, **given: sl.evolve(model, ids, **{"sparsity": 0.5, **given})),
     "plan": (lambda model, ids, **given: sl.plan(model, **{"measure": False, **given})),
     "Pattern": (lambda model, ids, **given: sl.Pattern(**{"sparsity": 0.5, **given})),
 }
@@ -135,6 +149,13 @@ ARGUMENTS = {  # what of BAD each takes
     "owl": {"threshold": [1.5], "spread": [], "sparsity": []},
     "by_sensitivity": {"levels": [], "losses": [None], "sparsity": []},
     "sensitivity": {"levels": []},
+    "by_depth": dict.fromkeys(("sparsity", "method", "trials", "held_out", "widest"), []),
+    "evolve": {
+        **dict.fromkeys(("sparsity", "method", "unit", "levels", "step", "generations"), []),
+        **dict.fromkeys(("offspring", "held_out"), []),
+        "seed": [-1],
+        "progress": [True],
+    },
     "plan": {
         "samples": [],
         "seqlen": [],
@@ -154,7 +175,7 @@ ARGUMENTS = {  # what of BAD each takes
         (call, name, value)
         for call, names in ARGUMENTS.items()
         for name, fine in names.items()
-        for value in BAD
+        for value in (*BAD, *(LEVELS if name == "levels" else ()))
         if value not in fine
     ],
     ids=repr,
@@ -186,7 +207,7 @@ def test_whole_numbers_of_numpy_and_torch_are_counts(kind):
 )
 def test_finite_numbers_of_numpy_and_torch_are_numbers(model, ids, kind):
     assert sl.SparseGPT(damp=kind(0.5)) == sl.SparseGPT(damp=0.5)
-    assert sl.ADMM(levels=[kind(0.5), 1]) == sl.ADMM(levels=(0.5, 1))
+    assert sl.ADMM(penalty=kind(0.5), growth=kind(2)) == sl.ADMM(penalty=0.5, growth=2)
     assert sl.Pattern.parse(kind(0.5)) == sl.Pattern(kind(0.5)) == sl.Pattern(0.5)
     assert sl.owl(model, ids, kind(0.5), threshold=kind(2)) == sl.owl(model, ids, 0.5, threshold=2)
 
@@ -241,7 +262,8 @@ def test_sentences_say_what_is_allowed():
         (lambda: sl.SparseGPT(block=0), "choose a whole number .*, block >= 1"),
         (lambda: sl.SparseLLM(ridge=-1), "choose a finite number .*, ridge >= 0 or None"),
         (lambda: sl.Swaps(initial="wonda"), "'magnitude' or 'wanda' or .*Did you mean 'wanda'"),
-        (lambda: sl.ADMM(levels=(0,)), "one or more, each a finite number .*, levels > 0"),
+        (lambda: sl.ADMM(growth=1), "a finite number .*, growth > 1, growth <= 10"),
+        (lambda: sl.Wanda(reconstruct="ebtf"), "an instance such as .*Did you mean 'ebft'"),
         (lambda: sl.Wanda(targets="x"), "'dense-model' .*what a linear aims at"),
         (lambda: sl.DSnoT(skip_ffn="false"), "choose True or False"),
         (lambda: sl.SparseLLM.published(5), "two variants"),

@@ -1,8 +1,10 @@
 """Several processes find the masks that one finds."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +65,53 @@ def test_two_processes_find_the_same_masks(tmp_path, method, stream, agree):
     assert len(pruned) == 12 and {*one} == {*two}
     for key in pruned:
         assert ((one[key] == 0) == (two[key] == 0)).float().mean() > agree, key
+
+
+SWITCHES = """
+import json, sys, torch, sparselab as sl
+sys.path.insert(0, sys.argv[1])
+from conftest import tiny_llama
+from sparselab.runtime import distributed
+torch.set_num_threads(1)
+windows = torch.randint(4, 128, (5, 32), generator=torch.Generator().manual_seed(1))
+options = json.loads(sys.argv[2])
+if tuned := options.pop("tuned", None):
+    options["reconstruct"] = sl.Reconstruction(**tuned)
+with distributed.group():
+    model = tiny_llama()
+    report = sl.prune(model, windows, method="sparsegpt", sparsity=0.5, progress=False, **options)
+    found = {"rows": report.reconstructions, "settings": report.settings}
+    torch.save({"state": model.state_dict(), **found}, f"{sys.argv[3]}-{distributed.rank()}.pt")
+"""
+
+
+def prune_tiny(processes, tmp_path, **options):
+    """A tiny model, pruned by so many processes with five windows: what each of them has."""
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
+    script, out = tmp_path / "script.py", tmp_path / f"of-{processes}"
+    script.write_text(SWITCHES)
+    call = [sys.executable, *start, script, Path(__file__).parent, json.dumps(options), out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(call, check=True, env=environment, timeout=200, stdout=subprocess.DEVNULL)
+    found = [torch.load(f"{out}-{rank}.pt") for rank in range(processes)]
+    for other in found[1:]:
+        assert all(torch.equal(found[0]["state"][k], v) for k, v in other["state"].items())
+    return found[0]
+
+
+def test_two_processes_weigh_divide_and_tune_as_one_does(tmp_path):
+    """Though one has three windows and the other two, and so fewer steps to go."""
+    tuned = {"unit": "sublayer", "rate": 5e-3, "epochs": 3, "batch": 1, "held_out": 0.34}
+    one, two = (prune_tiny(n, tmp_path, fisher=True, divide=True, tuned=tuned) for n in (1, 2))
+    for name, share in one["settings"]["shares"].items():
+        assert two["settings"]["shares"][name] == pytest.approx(share, abs=0.02)
+    for each in (one, two):
+        assert len(each["rows"]) == 4 and all(row["error"] <= row["start"] for row in each["rows"])
+        assert sum(row["error"] < row["start"] for row in each["rows"]) >= 2
 
 
 def test_without_torchrun_nothing_happens():

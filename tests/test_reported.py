@@ -174,11 +174,14 @@ METHODS = [
     sl.DSnoT(),
     sl.Swaps(),
     sl.ADMM(),
+    sl.ALPS(),
     sl.SparseLLM(),
     sl.SparseLLM.published("OPT"),
     sl.SparseLLM.published("LLaMA"),
     sl.Wanda(refit=True),
     sl.SparseGPT(targets="dense-stream"),
+    sl.SparseGPT(fisher=True, divide=True),
+    sl.Wanda(reconstruct=True),
 ]
 
 

@@ -1,9 +1,12 @@
 """The calibration activations between two blocks: captured, collected into statistics, replayed."""
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -63,14 +66,32 @@ class ActivationBatch:
             self.through(block, hidden)
         return seen
 
+    def output(self, block: nn.Module, hidden: Tensor, place: str) -> Tensor:
+        """What a module of the block gives; the block runs no further."""
+        seen = []
+
+        def keep(name, args, output):
+            seen.append(output)
+            raise _Captured
+
+        with suppress(_Captured), watching({place: block.get_submodule(place)}, after=keep):
+            self.through(block, hidden)
+        return seen[0]
+
 
 class InputCollector(Protocol):
     """What takes in the calibration tokens of a place: `Statistics`, or a whole feed-forward
     network."""
 
-    def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
+    def add(
+        self,
+        x: Tensor,
+        dense: Tensor | None = None,
+        drift: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         """Inputs x [b, seqlen, c]; there in the dense model; dense less pruned residual stream,
-        where it matters."""
+        where it matters; how much each token's error counts [b, seqlen], None: all alike."""
 
     def finish(self, name: str) -> "InputCollector":
         """After the last tokens."""
@@ -91,6 +112,7 @@ class CalibrationActivations:
     ):
         """Run the model up to its first block, on windows ids [samples, seqlen]."""
         self.model, self.dense = model, dense
+        self._calls: dict[int, tuple] = {}  # what blocks are called with, by the number of windows
         self.store = ActivationStore.choose(offload, model, ids.numel() * (1 + dense))
         self.parts = with_batch_halving(
             lambda size: [self._capture(part) for part in ids.split(size)],
@@ -123,13 +145,31 @@ class CalibrationActivations:
         parts = [self.parts[place]]
         self.parts[place : place + 1] = self._regrouped(parts, [half, count - half])
 
-    def _halve_all(self) -> None:
+    def halve_all(self) -> None:
         """Cut every part that can be cut."""
         if all(size == 1 for size in self.batches):
             raise SparselabError(OUT_OF_MEMORY)
         for place in reversed(range(len(self.parts))):
             if len(self.parts[place].ids) > 1:
                 self._halve(place)
+
+    def gather(self, rows: list[int]) -> ActivationBatch:
+        """Some windows, by their numbers, as one part."""
+        ids = self.rows_of([part.ids for part in self.parts], rows)
+        if len(rows) not in self._calls:  # windows differ in nothing but their tokens
+            self._calls[len(rows)] = _first_block_call(self.model, ids)[1:]
+        hidden = self.rows_of([part.hidden for part in self.parts], rows)
+        dense = self.rows_of([part.dense for part in self.parts], rows) if self.dense else None
+        return ActivationBatch(ids, hidden, *self._calls[len(rows)], dense)
+
+    def rows_of(self, tensors: list[Tensor], rows: list[int]) -> Tensor:
+        """Some windows of what is held by part."""
+        firsts = [*accumulate(self.batches, initial=0)]
+        found = []
+        for row in rows:
+            place = bisect_right(firsts, row) - 1
+            found.append(tensors[place][row - firsts[place]])
+        return torch.stack(found)
 
     def _regrouped(self, parts: list[ActivationBatch], sizes: list[int]) -> list[ActivationBatch]:
         """The same activations in parts of other sizes."""
@@ -174,19 +214,27 @@ class CalibrationActivations:
         make: Callable[[], dict[str, tuple[InputCollector, str | None]]],
         original: nn.Module | None = None,
         prefix: str = "",
+        weights: Mapping[str, Tensor] = MappingProxyType({}),
+        unseen: Collection[int] = (),
     ) -> dict[str, InputCollector]:
         """Fill sinks with what some places of the block receive, from one pass over the parts (its
         outputs are dropped). `make` gives new sinks by place, each with the place where its
         residual stream is read, if that matters; it is called anew, with halved parts, when memory
-        runs out."""
+        runs out. `weights` [samples, seqlen]: how much each token's error counts, by place;
+        `unseen`: numbers of the windows that are left out."""
 
         def gather() -> dict[str, InputCollector]:
-            sinks = make()
+            sinks, first = make(), 0
             for part in self.parts:
-                _gather(block, original, sinks, part)
+                last = first + len(part.ids)
+                these = {place: values[first:last] for place, values in weights.items()}
+                seen = [row - first for row in range(first, last) if row not in unseen]
+                if seen:
+                    _gather(block, original, sinks, part, these, seen)
+                first = last
             return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
 
-        return retry_smaller(gather, self._halve_all)
+        return retry_smaller(gather, self.halve_all)
 
 
 def _rows(tensors: list[Tensor], rows: slice) -> Tensor:
@@ -203,6 +251,8 @@ def _gather(
     original: nn.Module | None,
     sinks: dict[str, tuple[InputCollector, str | None]],
     part: ActivationBatch,
+    weights: dict[str, Tensor],
+    seen: list[int],
 ) -> None:
     """Hand a part's tokens to the sinks, with the dense model's where `original` is given."""
     residuals = [place for _, place in sinks.values() if place]
@@ -215,13 +265,15 @@ def _gather(
                 "targets='dense-stream' needs a model that normalises before its linears"
                 " (pre-norm). Choose targets='dense-model'."
             )
-        drift = (
-            None
-            if residual is None
-            else STREAM_SHARE * (dense[residual].float() - now[residual].float())
-        )
-        x = now[name].reshape(*part.ids.shape, -1)  # OPT flattens sequences before its fc1
-        sink.add(x, dense.get(name), drift)
+        drift = None
+        if residual is not None:
+            drift = STREAM_SHARE * (dense[residual].float() - now[residual].float())
+        found = [now[name], dense.get(name), drift]  # OPT flattens sequences before its fc1
+        found = [x if x is None else x.reshape(*part.ids.shape, -1) for x in found]
+        found.append(weights.get(name))
+        if len(seen) < len(part.ids):
+            found = [x if x is None else x[seen] for x in found]
+        sink.add(*found)
 
 
 def _first_block_call(model: nn.Module, ids: LongTensor) -> tuple[Tensor, tuple, dict]:

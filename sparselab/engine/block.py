@@ -18,7 +18,9 @@ from ..numerics.statistics import Statistics
 from ..patterns import Allocation, Pattern
 from ..runtime import distributed
 from ..runtime.memory import naming_memory_errors, peak_bytes, trim_host_memory
-from .activations import InputCollector
+from .activations import CalibrationActivations, InputCollector
+from .fisher import Fisher
+from .reconstruction import Tuner, held_out, units_of
 from .report import MatrixRow, Report
 from .sources import InMemoryBlocks, StreamedBlocks
 
@@ -43,6 +45,8 @@ class PruningRun:
     linears: dict[str, nn.Linear]
     clock: "PhaseClock"
     report: Report
+    error_rows: int | None = None  # of a matrix, on which its error is measured; None: all
+    fisher: Fisher | None = None  # how much errors count, where the method asks for it
 
     @property
     def windows(self) -> LongTensor:
@@ -53,6 +57,39 @@ class PruningRun:
     def aims_at_dense_model(self) -> bool:
         """The method aims at the dense model, whose activations go along."""
         return self.method.targets != DENSE_BLOCK
+
+    @property
+    def follows_dense_model(self) -> bool:
+        """The dense model's activations go along."""
+        tuned = self.method.reconstruct
+        return self.aims_at_dense_model or (tuned is not None and tuned.targets != DENSE_BLOCK)
+
+    @property
+    def needs_dense_block(self) -> bool:
+        """A copy of the dense block is needed after it is pruned."""
+        return self.aims_at_dense_model or self.method.reconstruct is not None
+
+    def token_weights(self, prefix: str) -> dict[str, Tensor]:
+        """How much the tokens' errors count in the statistics of a block, [windows, seqlen] by
+        place; none: all alike."""
+        return self.fisher.of_block(prefix) if self.fisher else {}
+
+    @property
+    def held_out(self) -> list[int]:
+        """The windows that the statistics do not see."""
+        tuned = self.method.reconstruct
+        return held_out(len(self.windows), tuned.held_out) if tuned else []
+
+    def share(self, shares: dict[str, Pattern]) -> None:
+        """Let each linear have its own share of zeros, and the report say so."""
+        self.shares = shares
+        self.report.describe_shares(
+            shares, {name: linear.weight.numel() for name, linear in self.linears.items()}
+        )
+
+    def row_weights(self, name: str) -> Tensor | None:
+        """How much the squared errors of a linear's rows count, [r]."""
+        return None if self.fisher is None else self.fisher.rows[name]
 
     def file_clock(self, phase: str):
         """The clock for "read" and "write", where there are files."""
@@ -100,6 +137,32 @@ class BlockPruner:
         for group, feed_forward in joint:
             self._prune_joint(group, feed_forward)
 
+    def reconstruct(
+        self,
+        stage: list[tuple[str, ...]],
+        activations: CalibrationActivations,
+        block: nn.Module,
+        original: nn.Module,
+    ) -> None:
+        """Tune the units of the block whose last linear that is pruned is in the stage, where the
+        method asks for it."""
+        settings, done = self.run.method.reconstruct, {name for group in stage for name in group}
+        pruned = {
+            f"{name.removeprefix(self.prefix)}.weight"
+            for name in self.run.linears
+            if name.startswith(self.prefix) and self.run.shares[name].sparsity
+        }
+        chosen = [name for group in self._groups() for name in group]  # as they run
+        for unit in units_of(block, self.run.family, settings.unit):
+            own = [name for name in chosen if f"{name}.weight" in unit.parameters]
+            if own and own[-1] in done:
+                with self.run.clock("reconstruct"):
+                    row = Tuner(
+                        settings, activations, block, original, unit, pruned,
+                    ).run()  # fmt: skip
+                if row:
+                    self.run.report.reconstructions.append({"layer": self.layer, **row})
+
     def _groups(self) -> list[tuple[str, ...]]:
         """The block's chosen linears that are pruned from the same inputs; with a joint method the
         whole FFN is one, unless no zero is asked for in it."""
@@ -121,10 +184,14 @@ class BlockPruner:
             self.run.family.residual.get(group[-1]) if method.targets == "dense-stream" else None
         )
         if self._is_joint(group):
-            return group[0], (
-                method.feed_forward(self._roles(group), self.run.windows.numel()),
-                residual,
-            )
+            tokens = self.run.windows[0].numel() * (len(self.run.windows) - len(self.run.held_out))
+            network = method.feed_forward(self._roles(group), tokens)
+            network.error_rows = self.run.error_rows
+            network.rows = {
+                role: self.run.row_weights(self.prefix + name)
+                for role, name in zip(self._roles(group), group, strict=True)
+            }
+            return group[0], (network, residual)
         first = self.run.linears[self.prefix + group[0]]
         every = max(1, self.run.windows.numel() // ERROR_TOKENS)
         return group[0], (
@@ -174,7 +241,7 @@ class BlockPruner:
         seconds = (time.perf_counter() - started) / len(names)
         with self.run.clock("error"):
             return [
-                Fit.of(target, solution, stats, linear.weight.dtype)
+                Fit.of(target, solution, stats, linear.weight.dtype, self.run.error_rows)
                 for linear, (target, solution) in zip(linears, pruned, strict=True)
             ], seconds
 
@@ -193,7 +260,10 @@ class BlockPruner:
                 found[name] = (weight, keep_weights(weight, nothing))
         if chosen := [name for name in names if name not in found]:
             solved = method.prune_matrices(
-                [*map(weights.get, chosen)], stats, [*map(shares.get, chosen)]
+                [*map(weights.get, chosen)],
+                stats,
+                [*map(shares.get, chosen)],
+                [*map(self.run.row_weights, chosen)],
             )
             found |= dict(zip(chosen, solved, strict=True))
         return [*map(found.get, names)]

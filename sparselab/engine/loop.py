@@ -3,15 +3,19 @@ write."""
 
 import copy
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..models.architecture import blocks_of, model_name
 from ..models.validation import check_weights
+from ..patterns import Pattern
 from ..runtime import distributed
 from ..runtime.memory import peak_bytes
 from .activations import CalibrationActivations
 from .block import BlockPruner, PruningRun
+from .division import divide_zeros, divides
+from .fisher import Fisher, fisher_weights
 from .report import Report
 from .sources import fingerprint
 from .verification import verify_blockwise, verify_residual_stream, verify_streamed
@@ -21,13 +25,14 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
     """Every block in turn. In the comments, what a run may be beside the plain one: streamed from
     files, resumed."""
     _verify(run, progress)
+    _weigh(run, batch, offload, progress)
     activations = _capture(run, batch, offload)
     last = max(run.chosen)
     for layer in _progress(run, progress):
         with run.file_clock("read"):  # streamed: from its files; else it is there
             block = run.source.load(layer)
         chosen, original = layer in run.chosen, None
-        if chosen and run.aims_at_dense_model:
+        if chosen and run.needs_dense_block:
             original = copy.deepcopy(block)  # the dense model's activations go through it
 
         if layer < run.source.done:  # resumed: as the interrupted run left it
@@ -62,9 +67,16 @@ def prune_block(
     for stage in pruner.stages():
         with run.clock("collect"):
             collected = activations.collect(
-                block, lambda stage=stage: pruner.collectors(stage), original, pruner.prefix
+                block,
+                lambda stage=stage: pruner.collectors(stage),
+                original if run.aims_at_dense_model else None,
+                pruner.prefix,
+                run.token_weights(pruner.prefix),
+                run.held_out,
             )
         pruner.prune(stage, collected)
+        if run.method.reconstruct:
+            pruner.reconstruct(stage, activations, block, original)
 
 
 def open_result(run: PruningRun, batch: int | None) -> None:
@@ -78,6 +90,7 @@ def open_result(run: PruningRun, batch: int | None) -> None:
             "modules": kinds,
             "sparsity": exact,
             "batch": batch,
+            "error_rows": run.error_rows,
             "processes": distributed.size(),
         },
         run.calibration,
@@ -92,11 +105,12 @@ def open_result(run: PruningRun, batch: int | None) -> None:
 def dry_run_one_block(run: PruningRun, batch: int | None, offload: str) -> Report:
     """The first chosen block, pruned on the first block's inputs, timed, and left as it was. The
     seconds of the whole run are extrapolated from it, without those of the proof and of writing."""
+    _weigh(run, batch, offload, progress=False)
     activations, layer = _capture(run, batch, offload), run.chosen[0]
     with run.file_clock("read"):
         block = run.source.load(layer)
     original = copy.deepcopy(block)
-    dense = original if run.aims_at_dense_model else None
+    dense = original if run.needs_dense_block else None
     try:
         prune_block(run, activations, block, dense, layer)
         with run.clock("replay"):
@@ -104,7 +118,13 @@ def dry_run_one_block(run: PruningRun, batch: int | None, offload: str) -> Repor
     finally:
         block.load_state_dict(original.state_dict())
     seconds = run.report.seconds
-    times = {"capture": 1, "read": len(_visited(run)), "replay": max(run.chosen)}
+    times = {
+        "capture": 1,
+        "fisher": 1,
+        "divide": 1,
+        "read": len(_visited(run)),
+        "replay": max(run.chosen),
+    }
     for phase in seconds:
         seconds[phase] *= times.get(phase, len(run.chosen))
     seconds["total"] = sum(seconds.values())
@@ -131,6 +151,30 @@ def _verify(run: PruningRun, progress: bool) -> None:
         )
 
 
+def _weigh(run: PruningRun, batch: int | None, offload: str, progress: bool) -> None:
+    """How much errors cost, and which matrix gets how many zeros, where the method asks for it."""
+    divided = divides(run.method, run.pattern)
+    if not (run.method.fisher or divided):
+        return
+    options = {"batch": batch or run.source.batch, "offload": offload, "progress": progress}
+
+    def weights() -> dict[str, Tensor]:
+        with run.clock("fisher"):
+            return fisher_weights(run.source, run.windows, **options).tensors()
+
+    def shares() -> dict[str, Tensor]:
+        sparsity = run.pattern.sparsity
+        with run.clock("divide"):
+            found = divide_zeros(run.source, run.windows, run.linears, sparsity, fisher, **options)
+        return {name: torch.tensor(share.sparsity).double() for name, share in found.items()}
+
+    fisher = Fisher.of(run.source.kept("fisher", weights))
+    run.fisher = fisher if run.method.fisher else None
+    if divided:
+        found = run.source.kept("divide", shares)
+        run.share({name: Pattern(found[name].item()) for name in run.linears})
+
+
 def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationActivations:
     """What the first block receives from this process's share of the calibration windows."""
     with run.clock("capture"):
@@ -138,7 +182,7 @@ def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationAct
             run.source.model,
             run.windows,
             batch or run.source.batch,
-            dense=run.aims_at_dense_model,
+            dense=run.follows_dense_model,
             offload=offload,
         )
 

@@ -1,12 +1,14 @@
 """Where activations wait between two blocks: on the device, in the host's memory, on disk."""
 
 import os
+import shutil
 import tempfile
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparselabError
+from ..runtime import distributed
 from ..runtime.files import naming_file_errors
 from ..runtime.memory import free_bytes
 
@@ -29,16 +31,22 @@ class ActivationStore:
         if offload not in ("auto", *cls.PLACES):
             raise SparselabError(f"offload={offload!r}: 'auto', 'device', 'cpu' or 'disk'.")
         if offload == "auto":
-            needed, host = (
-                tokens * model.config.hidden_size * weight.element_size(),
-                torch.device("cpu"),
-            )
-            fits = {
-                "device": needed <= 0.4 * free_bytes(weight.device),
-                "cpu": needed <= 0.5 * free_bytes(host),
-            }
-            offload = next((place for place, fit in fits.items() if fit), "disk")
+            needed, rooms = tokens * model.config.hidden_size * weight.element_size(), _rooms(model)
+            offload = next((place for place in ("device", "cpu") if needed <= rooms[place]), "disk")
         return cls(offload, weight.device)
+
+    @classmethod
+    def portion(cls, offload: str, model: nn.Module, tokens: int, copies: int) -> tuple[str, int]:
+        """Where `copies` of the activations of so many tokens can wait, and how many tokens' they
+        are at a time, where they do not all fit; 'auto' does not take the disk for that."""
+        rooms, each = _rooms(model), copies * model.config.hidden_size
+        each *= next(model.parameters()).element_size()
+        places = ("device", "cpu") if offload == "auto" else (offload,)
+        for place in places:
+            if tokens * each <= rooms[place]:
+                return place, tokens
+        place = max(places, key=rooms.get)
+        return place, int(rooms[place] // each)
 
     def keep(self, new: Tensor, old: Tensor | None = None) -> Tensor:
         """Keep a tensor; `old`, kept before and no longer needed, gives its room."""
@@ -63,3 +71,16 @@ class ActivationStore:
                 os.posix_fallocate(file.fileno(), 0, size)
             room = torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype)
             return room.view(like.shape)
+
+
+def _rooms(model: nn.Module) -> dict[str, float]:
+    """Bytes that activations may fill by place: 40 % of what is free on the device, half of that in
+    the host's memory, nine tenths of that on disk, which several processes share."""
+    folder = os.environ.get("SPARSELAB_SCRATCH") or tempfile.gettempdir()
+    with naming_file_errors(f"scratch folder {folder}", "Set SPARSELAB_SCRATCH to another folder."):
+        disk = shutil.disk_usage(folder).free
+    return {
+        "device": 0.4 * free_bytes(next(model.parameters()).device),
+        "cpu": 0.5 * free_bytes(torch.device("cpu")) / distributed.size(),
+        "disk": 0.9 * disk / distributed.size(),
+    }

@@ -19,6 +19,7 @@ from ..models.checkpoint import config_of, empty_model
 from ..models.loading import find_device
 from ..numerics.statistics import GRAM
 from ..runtime.memory import TOKENS_AT_ONCE, free_bytes
+from .division import ABOVE, BELOW
 from .offload import ActivationStore
 
 GIB = 2**30
@@ -60,6 +61,8 @@ class Plan:
             "statistics": "method='wanda'",
             "feed-forward variables": "fewer samples",
             "forward pass": "batch=1, or a shorter seqlen",
+            "reconstruction": "sl.Reconstruction(batch=1), or none",
+            "gradients, beyond the rest": "fisher=False and divide=False, or a shorter seqlen",
         }
         return (
             f"does not fit: the {short[0]} needs {self.total(short[0]) / GIB:.1f} GiB and has "
@@ -211,7 +214,9 @@ def memory_terms(
     shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: str, offload: str
 ) -> dict[str, tuple[str, float]]:
     """Bytes by term, and where they lie; size: bytes of a weight."""
-    aimed, host = method.targets != DENSE_BLOCK, "host" if device == "cuda" else "device"
+    tuned, host = method.reconstruct, "host" if device == "cuda" else "device"
+    aimed = method.targets != DENSE_BLOCK
+    follows = aimed or (tuned is not None and tuned.targets != DENSE_BLOCK)
     widths = [inputs for inputs, _ in shape.groups]
     squares = [4 * width**2 for width in widths]  # one float32 Gram matrix each
     in_order, gram = method.in_order or aimed, GRAM in method.all_needs
@@ -227,13 +232,31 @@ def memory_terms(
     terms = {
         "Python and torch": ("device", RUNTIME[device]),
         "before the blocks": ("device", size * (shape.outside - shape.head)),
-        "block" + ", and as it was dense" * aimed: ("device", size * shape.block * (1 + aimed)),
+        "block" + ", and as it was dense" * (aimed or bool(tuned)): (
+            "device",
+            size * shape.block * (1 + (aimed or bool(tuned))),
+        ),
         "next block, read ahead": (host, size * shape.block),
-        "activations": (where, size * tokens * shape.width * (1 + aimed)),
+        "activations": (where, size * tokens * shape.width * (1 + follows)),
         "forward pass": ("device", forward),
         "statistics": ("device", statistics),
-        "solver": ("device", (max(squares) if gram else 0) + 4 * largest),
+        "solver": ("device", (method.squares * max(squares) if gram else 0) + 4 * largest),
     }
+    # Beside a pass, a block's graph: about twice its activations for each window.
+    window = size * seqlen * (8 * shape.width + 4 * shape.inner)
+    if tuned:  # masters, their gradients, two moments and the best state, float32
+        graph = 2 * window * min(tuned.batch, batch)
+        terms["reconstruction"] = ("device", 5 * 4 * shape.block + max(0, graph - forward))
+        terms["reconstruction's targets"] = (where, size * tokens * shape.width)
+    if method.fisher or method.divide:  # one window's logits, thrice in float32; its graph
+        logits, graph = 12 * seqlen * shape.vocabulary, 2 * window
+        least = size * (shape.block + shape.head) + max(logits, graph)
+        later = sum(amount for place, amount in list(terms.values())[2:] if place == "device")
+        terms["gradients, beyond the rest"] = ("device", max(0, least - later))
+        inputs = (
+            size * seqlen * shape.width * (shape.blocks + 1)
+        )  # of a window; more where they fit
+        terms["inputs of all blocks"] = (where, inputs)
     own = method.ffn_bytes(tokens, shape.width, shape.inner, len(shape.family.ffn), size)
     return terms | {name: ("device", value) for name, value in own.items()}
 
@@ -243,19 +266,30 @@ def phases(
 ) -> dict[str, float]:
     """Seconds by phase: floating point operations over measured speeds."""
     speed, exact = (SHARE * product_speed(device, kind) for kind in (dtype, torch.float32))
-    aimed, gram = method.targets != DENSE_BLOCK, GRAM in method.all_needs
+    aimed, gram, tuned = method.targets != DENSE_BLOCK, GRAM in method.all_needs, method.reconstruct
     forward = tokens * (2 * shape.block + 4 * seqlen * shape.width) * shape.blocks / speed
-    passes = 4 if aimed else 2  # collect and replay, of both models
-    grams = sum(2 * tokens * inputs**2 * (2 if aimed else 0.6) for inputs, _ in shape.groups) * gram
+    streams = 2 if aimed or (tuned and tuned.targets != DENSE_BLOCK) else 1
+    passes = 2 * streams  # collect and replay, of both models
+    grams = sum(2 * tokens * inputs**2 * (2 if aimed else 0.6) for inputs, _ in shape.groups)
     solve = sum(
         method.products * outputs * inputs**2 + 2 * inputs**3 * gram
         for inputs, outputs in shape.groups
     )
     seconds = {
         "forward passes": passes * forward,
-        "Gram matrices": shape.blocks * grams / exact,
+        "Gram matrices": shape.blocks * grams * gram / exact,
         "solve": shape.blocks * solve / exact,
     }
+    if method.fisher or method.divide:  # forward, forward again with its graph, and back
+        seconds["fisher"] = 4 * forward
+    if method.divide:
+        once = sum(
+            len(BELOW + ABOVE) * 3 * outputs * inputs**2 + 2 * inputs**3
+            for inputs, outputs in shape.groups
+        )
+        seconds["divide"] = forward + shape.blocks * (once + grams) / exact
+    if tuned:  # a step is a forward pass and, for inputs and weights, twice that back
+        seconds["reconstruct"] = (3 * tuned.epochs + 1) * forward
     if own := method.ffn_operations(tokens, shape.width, shape.inner, len(shape.family.ffn)):
         seconds["feed-forward sub-problems"] = shape.blocks * own / exact
     return seconds

@@ -14,6 +14,7 @@ from torch import LongTensor, nn
 from ..errors import SparselabError
 from ..methods.base import Method, Target
 from ..methods.parameters import checked
+from ..methods.reconstruction import Reconstruction
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of, linears_of, model_name
 from ..models.loading import find_device, find_dtype
@@ -24,15 +25,19 @@ from ..models.validation import (
     check_rows,
     check_weights,
 )
-from ..patterns import Allocation, Pattern, describe_allocation, plain
+from ..patterns import Allocation, Pattern, plain
 from ..runtime.files import DISTRIBUTION
 from ..runtime.memory import naming_memory_errors
 from .block import PhaseClock, PruningRun
+from .division import divides
+from .finetuning import check_trainable
 from .loop import dry_run_one_block, open_result, prune_blocks
 from .offload import ActivationStore
+from .reconstruction import units_of
 from .report import Report
 from .sources import InMemoryBlocks, StreamedBlocks
 
+ERROR_ROWS = 512  # of a matrix, on which the error of a model in files is measured
 FEWER = (
     "Use fewer samples, a shorter seqlen, offload='disk', a smaller dtype, or a larger machine;"
     " sl.plan says what each needs."
@@ -52,6 +57,9 @@ def prune(
     refit: bool | None = None,
     targets: Target | None = None,
     in_order: bool | None = None,
+    fisher: bool | None = None,
+    divide: bool | None = None,
+    reconstruct: Reconstruction | str | bool | None = None,
     batch: Annotated[int, ">= 1", "windows at once, 1 or more"] | None = None,
     progress: bool = True,
     out: str | Path | None = None,
@@ -59,6 +67,7 @@ def prune(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     dry_run: bool = False,
+    exact_errors: bool = False,
 ) -> Report:
     """Prune a model of the OPT or LLaMA family, block by block, by the protocol of SparseGPT and
     Wanda.
@@ -90,7 +99,7 @@ def prune(
         The linears to prune, by the end of their names, such as ['fc1', 'fc2']. Default: all of the
         family.
     refit : bool, optional
-        Fit the kept weights exactly under the mask. This switch and the next two belong to every
+        Fit the kept weights exactly under the mask. This switch and the next five belong to every
         method (see `sl.Method`); they are set here or on the instance. Default: the method's own.
     targets : {'dense-block', 'dense-model', 'dense-stream'}, optional
         What a linear aims at: what it gives in the dense block, in the dense model, or what the
@@ -98,6 +107,15 @@ def prune(
     in_order : bool, optional
         Prune the linears of a block in the order in which they run, each on the inputs that the
         pruned ones before it leave (what GPTQ's code calls ``true_sequential``). Default: the
+        method's own.
+    fisher : bool, optional
+        Errors count as much as the loss's squared gradient where they are made. Default: the
+        method's own.
+    divide : bool, optional
+        Divide the zeros among the matrices so that the loss expected of them is least. Default: the
+        method's own.
+    reconstruct : Reconstruction, bool or {'tm', 'ebft', 'free_lunch'}, optional
+        Tune what pruning left of each block by gradient, see `sl.Reconstruction`. Default: the
         method's own.
     batch : int, optional
         Windows at once. Default: what free memory holds.
@@ -114,6 +132,9 @@ def prune(
     dry_run : bool, default False
         Prune the first of the blocks only, leave it as it was, write nothing. The report's seconds
         are those of the whole run, extrapolated (see also `sl.plan`, which needs no model).
+    exact_errors : bool, default False
+        Measure the report's output errors on all rows of a matrix, where a model in files has them
+        measured on 512, evenly spread: on all they take as long as the solver.
 
     Returns
     -------
@@ -126,7 +147,8 @@ def prune(
         Names what was wrong and what to do, before the first weight changes where it can.
     """
     started = time.perf_counter()
-    given = {"refit": refit, "targets": targets, "in_order": in_order}
+    given = {"refit": refit, "targets": targets, "in_order": in_order, "fisher": fisher}
+    given |= {"divide": divide, "reconstruct": reconstruct}
     method = replace(
         find_method(method), **{name: value for name, value in given.items() if value is not None}
     )
@@ -138,6 +160,7 @@ def prune(
         closing(_source(model, out, dtype, device, dry_run)) as source,
     ):
         run = _prepare(source, calibration, method, pattern, layers, modules)
+        run.error_rows = ERROR_ROWS if source.streamed and not exact_errors else None
         if dry_run:
             return dry_run_one_block(run, batch, offload)
         open_result(run, batch)
@@ -191,14 +214,13 @@ def _prepare(
         shares[name].check_width(linear.in_features, name)
     if method.prunes_ffn_jointly:
         check_feed_forward(model, family, linears)
+    if method.reconstruct:
+        check_trainable(model)
+        units_of(blocks_of(model)[0], family, method.reconstruct.unit)
     report = Report(_settings(model, calibration, method, pattern, chosen, count))
     if isinstance(pattern, Allocation):
         sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-        report.settings["pattern"] = describe_allocation(shares, sizes)
-        report.settings["shares"] = {
-            name: f"{share.n}:{share.m}" if share.m else share.sparsity
-            for name, share in shares.items()
-        }
+        report.describe_shares(shares, sizes)
     clock = PhaseClock(report.seconds, next(model.parameters()).device)
     return PruningRun(
         source, calibration, family, method, pattern, chosen, shares, linears, clock, report
@@ -209,6 +231,8 @@ def _shares(
     method: Method, pattern: Pattern | Allocation, linears: dict[str, nn.Linear], family: Family
 ) -> dict[str, Pattern]:
     """The pattern of each matrix: as the user divided it, else as the method does."""
+    if divides(method, pattern):  # the loop does it; here only what is wrong is found
+        return dict.fromkeys(linears, pattern)
     if not isinstance(pattern, Allocation):
         return method.shares({name: linear.weight for name, linear in linears.items()}, pattern)
     if method.allocates:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..patterns import Pattern, describe_allocation
 from ..runtime.files import write_json
 
 
@@ -13,7 +14,9 @@ from ..runtime.files import write_json
 class MatrixRow:
     """One pruned matrix. Errors are ||T X - W' X|| / ||T X|| over `error_tokens` calibration
     tokens, where T is the dense weight or what `targets` made of it: `error_before` with the mask
-    alone on T, `error_after` with the weights that the method left."""
+    alone on T, `error_after` with the weights that the method left, before a reconstruction. With
+    `fisher` tokens count in them as they count for the method, so that they do not compare with
+    those of other methods; windows that a reconstruction holds out are left out."""
 
     name: str
     layer: int
@@ -46,6 +49,10 @@ class Report:
     epochs: list[dict] = field(
         default_factory=list
     )  # SparseLLM: error and penalty terms per block and epoch
+    # By block and unit: the error at the start and as kept, the mean squared error over the mean
+    # square of the targets, on the held-out windows (on all, where none is); passes done, and the
+    # one whose state was kept (0: as pruned); seconds.
+    reconstructions: list[dict] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -59,6 +66,14 @@ class Report:
     def error(self) -> float:
         """Mean relative output error of the matrices, as the method left them."""
         return sum(row.error_after for row in self.rows) / max(len(self.rows), 1)
+
+    def describe_shares(self, shares: dict[str, Pattern], sizes: dict[str, int]) -> None:
+        """Say in the settings how many zeros each matrix was asked for; sizes: weights by name."""
+        self.settings["pattern"] = describe_allocation(shares, sizes)
+        self.settings["shares"] = {
+            name: f"{share.n}:{share.m}" if share.m else share.sparsity
+            for name, share in shares.items()
+        }
 
     def frame(self) -> pd.DataFrame:
         """One row per matrix."""

@@ -4,8 +4,9 @@ run goes on."""
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from .report import MatrixRow, Report
 MANIFEST = "sparselab-manifest.json"
 # What a killed run may leave: safetensors writes to .tmpXXXXXX, and renames it.
 LITTER = (".tmp??????", "*.unfinished")
+KEPT = ".kept"  # ends the name of what `kept` writes
 
 
 class InMemoryBlocks:
@@ -58,9 +60,23 @@ class InMemoryBlocks:
     def join(self, settings: dict, report: Report) -> None:
         """The same for a process that does not write."""
 
-    def load(self, layer: int) -> nn.Module:
+    def load(self, layer: int, then: int | None = None) -> nn.Module:
         """The block, with its weights."""
         return self.blocks[layer]
+
+    def release(self, layer: int) -> None:
+        """The block is not needed for now."""
+
+    def forget(self) -> None:
+        """No block is needed for now."""
+
+    def head(self) -> AbstractContextManager:
+        """Within it, the model has all that comes after its blocks."""
+        return nullcontext()
+
+    def kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that are made once, before the first block is pruned."""
+        return make()
 
     def finish(self, layer: int, report: Report, batches: list[int]) -> None:
         """The block is pruned, and its outputs are known."""
@@ -125,12 +141,48 @@ class StreamedBlocks:
 
     # reading
 
-    def load(self, layer: int) -> nn.Module:
-        """The dense block on the device; the next one is being read meanwhile."""
-        tensors = self.ahead.pop(layer, None) or self._read(layer)
-        if layer + 1 < len(self.blocks):
-            self.ahead[layer + 1] = self._read(layer + 1)
+    def load(self, layer: int, then: int | None = None) -> nn.Module:
+        """The dense block on the device; the next one, or `then`, is being read meanwhile."""
+        tensors, then = (
+            self.ahead.pop(layer, None) or self._read(layer),
+            layer + 1 if then is None else then,
+        )
+        if 0 <= then < len(self.blocks):
+            self.ahead[then] = self._read(then)
         return self._fill(layer, tensors.result())
+
+    def release(self, layer: int) -> None:
+        """Free the memory of a block that did not change."""
+        self.blocks[layer].to("meta")
+        trim_host_memory()
+
+    def kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that are made once, before the first block is pruned, and wait beside the shards:
+        a resumed run has the same bits."""
+        if self.out is None:  # a dry run
+            return make()
+        file = self.part / f"{name}-{distributed.rank()}{KEPT}"
+        if not file.exists():
+            tensors = {key: value.cpu().contiguous() for key, value in make().items()}
+            with self._naming_file_errors():
+                unfinished = file.with_suffix(".unfinished")
+                save_file(tensors, unfinished)
+                make_durable(unfinished)
+                unfinished.replace(file)
+        return {key: value.to(self.device) for key, value in load_file(file).items()}
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """Within it, an output head that is not the embeddings has memory as well."""
+        needed = self.model.base_model_prefix + "."
+        own = {key: like for key, like in self.outside.items() if not key.startswith(needed)}
+        for key, value in self.checkpoint.read(own).items():
+            _put(self.model, key, value.to(self.device))
+        try:
+            yield
+        finally:
+            for key, like in own.items():
+                _put(self.model, key, like)
 
     def forget(self) -> None:
         """Free all blocks, and start reading from the first."""
@@ -224,6 +276,7 @@ class StreamedBlocks:
             self.batches = [[*map(int, block["batches"])] for block in blocks]
             rows = [MatrixRow.of(row) for block in blocks for row in block["rows"]]
             epochs = [dict(row) for block in blocks for row in block["epochs"]]
+            tuned = [dict(row) for block in blocks for row in block.get("reconstructions", ())]
             shards = [found["shards"][self._shard(number)] for number in range(self.done + 1)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._broken(MANIFEST, repr(error)) from error
@@ -244,6 +297,7 @@ class StreamedBlocks:
         self.manifest = found
         report.rows += rows
         report.epochs += epochs
+        report.reconstructions += tuned
 
     def _broken(self, name: str, error: str) -> SparselabError:
         return SparselabError(
@@ -261,6 +315,7 @@ class StreamedBlocks:
             entry = {
                 "rows": [asdict(row) for row in report.rows if row.layer == layer],
                 "epochs": [row for row in report.epochs if row["layer"] == layer],
+                "reconstructions": [row for row in report.reconstructions if row["layer"] == layer],
                 "batches": batches,
             }
             self._wait()
@@ -292,6 +347,8 @@ class StreamedBlocks:
         files = {self._shard(k): self.part / self._shard(k) for k in range(len(self.blocks) + 1)}
         weights = {key: name for name, file in files.items() for key in tensors_in(file)}
         total = sum(file.stat().st_size for file in files.values())
+        for file in self.part.glob(f"*{KEPT}"):
+            file.unlink()
         first = next(iter(self.outside.values()))
         self.model.config.dtype = str(first.dtype).removeprefix("torch.")
         write_beside_weights(self.model, report, self.part, tokenizer_of(self.model))
@@ -353,7 +410,7 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
     """What decides the bits of a result, as JSON keeps it."""
     digest = hashlib.sha256(calibration.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     keys = ("model", "method", "pattern", "layers", "dtype", "device", "versions")
-    optional = ("modules", "sparsity", "shares", "batch", "processes")
+    optional = ("modules", "sparsity", "shares", "batch", "error_rows", "processes")
     return json.loads(
         json.dumps(
             {
@@ -365,6 +422,12 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
             }
         )
     )
+
+
+def _put(model: nn.Module, key: str, value: Tensor) -> None:
+    """Let a parameter be this tensor."""
+    path, _, name = key.rpartition(".")
+    setattr(model.get_submodule(path), name, nn.Parameter(value, requires_grad=False))
 
 
 def _move_outside(model: nn.Module, blocks: nn.ModuleList, device: torch.device) -> None:

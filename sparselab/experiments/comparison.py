@@ -13,8 +13,8 @@ from .. import viz
 from ..engine.report import Report
 from ..evaluation.generation import write
 from ..methods.base import Method
-from ..methods.registry import find_method
-from ..models.architecture import dense_weights, linears_of, restore
+from ..methods.registry import named_method
+from ..models.architecture import dense_weights, family_of, linears_of, restore
 from ..models.loading import load, locate
 from ..patterns import Pattern
 from ..runtime.files import INSTALLED
@@ -25,6 +25,8 @@ PROMPT = {
     "opt-mini": "The old man opened the door and",
     "smollm2-135m": "The three most important things in life are",
 }
+METHODS = ("magnitude", "wanda", "dsnot", "sparsegpt", "sparsellm", "admm:guided")
+COLUMNS = 4  # of masks side by side, before they take two rows
 TABLE_FILE, FIGURE_FILE = "demo.md", "demo.png"
 Setting = Experiment  # its name in notebook 00
 _DENSE = Report(  # what a pruning that does nothing would say
@@ -46,7 +48,9 @@ def compare(
     ----------
     experiment : Experiment
         The model, the texts, and how much of them.
-    methods, sparsities : iterable
+    methods : iterable of str or Method
+        Names as sweeps write them, such as 'wanda' or 'admm:guided', or instances.
+    sparsities : iterable of float or str
         As `sl.prune` takes them.
     prompt : str
         What the models go on with, if anything.
@@ -61,6 +65,11 @@ def compare(
         The mask of `shown_matrix` by (method, sparsity), bool [r, c].
     """
     model, tokenizer = load(experiment.model)
+    family = family_of(model).name
+    named = {}
+    for method in methods:
+        found = named_method(method, family) if isinstance(method, str) else method
+        named[method if isinstance(method, str) else method.name] = found
     weights = dense_weights(model)
     rows, masks, dense = [], {}, {}
 
@@ -75,11 +84,11 @@ def compare(
             rows.append({**row, "losses": ppl.losses, "writes": writes})
 
     measure("", "dense", _DENSE)
-    for sparsity, method in product(sparsities, [*map(find_method, methods)]):
+    for sparsity, (name, method) in product(sparsities, named.items()):
         restore(model, weights)
         report = experiment.prune(model, 0, sparsity, method, progress)
-        measure(str(Pattern.parse(sparsity)), method.name, report)
-        masks[method.name, sparsity] = shown_matrix(model).weight.detach() != 0
+        measure(str(Pattern.parse(sparsity)), name, report)
+        masks[name, sparsity] = shown_matrix(model).weight.detach() != 0
     return pd.DataFrame(rows), masks
 
 
@@ -93,21 +102,22 @@ def figure(table: pd.DataFrame, masks: dict, sparsity: float, corner: int = 32) 
     """Perplexity against sparsity, and the masks of one matrix side by side."""
     shown = {method: mask for (method, s), mask in masks.items() if s == sparsity}
     with viz.style():
-        canvas = plt.figure(figsize=(11, 3.4))
+        canvas = plt.figure(figsize=(11, 3.4 if len(shown) <= COLUMNS else 4.6))
         left, right = canvas.subfigures(1, 2, width_ratios=[1, 1.5])
-        curve, axes = left.subplots(), right.subplots(1, len(shown), squeeze=False)[0]
+        curve, rows = left.subplots(), -(-len(shown) // COLUMNS)
+        axes = right.subplots(rows, -(-len(shown) // rows), squeeze=False).flat
         viz.sparsity_curve(curve, table)
         curve.set_title(f"{table.model[0]}, text: {table.text[0]} tokens", fontsize=10)
         part = "a corner of fc1 or up_proj in the middle block, bright = kept"
         right.suptitle(f"sparsity {sparsity}: {part}", fontsize=10)
-        for axis, (method, mask) in zip(axes, shown.items(), strict=True):
-            viz.draw_mask(axis, mask, viz.LABELS[method], corner)
+        for axis, (method, mask) in zip(axes, shown.items(), strict=False):
+            viz.draw_mask(axis, mask, viz.label_of(method), corner)
     return canvas
 
 
 def demo(out: Path, readme: Path | None = None, quick: bool = False) -> None:
-    """Dense and three methods at 50 % and 70 % on opt-mini, SparseGPT on smollm2-135m; table,
-    figure and sentences.
+    """Dense and six methods at 50 % and 70 % on opt-mini, SparseGPT on smollm2-135m; table, figure
+    and sentences.
 
     out: the folder of table and figure. readme: a file to put the table into. quick: opt-mini only,
     with 8 windows for calibration and 8 for evaluation in place of 64. Raises a SparselabError
@@ -115,9 +125,8 @@ def demo(out: Path, readme: Path | None = None, quick: bool = False) -> None:
     """
     if not quick:
         locate("smollm2-135m")  # what is missing is said before a minute has passed
-    methods = ("magnitude", "wanda", "sparsegpt")
     small = Experiment(samples=8, windows=8) if quick else Experiment()
-    table, masks = compare(small, methods, (0.5, 0.7), prompt=PROMPT["opt-mini"])
+    table, masks = compare(small, METHODS, (0.5, 0.7), prompt=PROMPT["opt-mini"])
     everything = table if quick else pd.concat([table, _large()])
     text = markdown(everything)
     out.mkdir(parents=True, exist_ok=True)

@@ -24,11 +24,14 @@ METHODS = (
     "dsnot:sparsegpt",
     "dsnot:published",
     "swaps",
+    "alps",
     "admm",
     "sparsellm:paper",
     "sparsellm:published",
     "sparsellm:repaired",
     "sparsellm",
+    "admm:guided",
+    "admm:guided;reconstruct=True",
 )
 PATTERNS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "3:4")
 

@@ -17,6 +17,7 @@ BEGIN, END = "<!-- made by `make {}`: begin -->", "<!-- end -->"
 BASE = "sparsegpt"
 RECORDED = {
     "opt-mini.csv": "All methods and patterns",
+    "ladder.csv": "What each ingredient of the recommended call is worth",
     "ablation.csv": "What each idea is worth on its own",
     "few-tokens.csv": "An eighth of the calibration tokens",
     "smollm2.csv": "A model of the LLaMA family",
@@ -26,6 +27,7 @@ RECORDED = {
     "published_loop.csv": "The released loop with one change (three seeds)",
     "dsnot.csv": "DSnoT by its published switches (three seeds)",
 }
+COSTED = ("ladder.csv",)  # tables with minutes and memory
 # What a table must not mix.
 SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]
 DIGITS, SHARE_DIGITS = 3, 2  # what survives a change of machine, or nearly
@@ -66,7 +68,8 @@ def by_text(file: Path) -> list[str]:
     bold, in brackets the excess log-perplexity as a share of SparseGPT's."""
     measure = "in brackets the excess log-perplexity over dense as a share of SparseGPT's"
     parts = read(file).groupby(SETTING, sort=False)
-    return [f"{_caption(rows)}; {measure}\n\n{_cells(rows)}" for _, rows in parts]
+    costs = file.name in COSTED
+    return [f"{_caption(rows)}; {measure}\n\n{_cells(rows, costs)}" for _, rows in parts]
 
 
 def by_seed(file: Path) -> str:
@@ -133,12 +136,16 @@ def _setting_of(name: str, threads: int, version: str) -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}, torch {version}"
 
 
-def _cells(rows: pd.DataFrame) -> str:
+def _cells(rows: pd.DataFrame, costs: bool = False) -> str:
+    """A line for each method; costs: with the minutes and memory of its longest run."""
     means = rows.groupby(["method", "pattern"], sort=False)[["perplexity", "excess"]].mean()
     patterns = sorted(rows.pattern.unique(), key=lambda pattern: Pattern.parse(pattern).sparsity)
-    lines = [["method", *patterns]]
+    lines = [["method", *patterns, *(["minutes", "peak MiB"] if costs else [])]]
     for method in rows.method.unique():
         lines.append([method, *[_cell(means, method, pattern) for pattern in patterns]])
+        if costs:
+            mine = rows[rows.method == method]
+            lines[-1] += [f"{mine.seconds.max() / 60:.1f}", mine.peak_mib.max()]
     return _table(lines)
 
 
@@ -161,7 +168,7 @@ def markdown(table: pd.DataFrame) -> str:
     names = ["model", "evaluation text", "method", "zeros", "perplexity", paired]
     lines = [[*names, "output error", "seconds"]]
     for row in table.itertuples():
-        cells = [row.model, row.text, viz.LABELS[row.method], f"{row.sparsity:.1%}"]
+        cells = [row.model, row.text, viz.label_of(row.method), f"{row.sparsity:.1%}"]
         cells.append(rounded(row.perplexity, row.stderr))
         if row.method == "dense":
             cells += ["", "", ""]

@@ -1,5 +1,6 @@
 """What every pruning method is: hyper-parameters in, `solve` for one matrix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from ..numerics.refit import refit
 from ..numerics.statistics import CROSS, GRAM, Statistics, share
 from ..patterns import Pattern
 from .parameters import check_fields
+from .reconstruction import Reconstruction
 
 DENSE_BLOCK = "dense-block"
 ROWS = 512  # of a matrix whose error is measured at a time
@@ -52,11 +54,15 @@ class Fit:
         solution: Solution,
         stats: Statistics,
         dtype: torch.dtype = torch.float32,
+        rows: int | None = None,
     ) -> "Fit":
         """Measured with the weights rounded to the model's dtype, some rows at a time: a matrix may
-        be large."""
-        masks, weights = solution.mask.split(ROWS), solution.weight.split(ROWS)
-        parts = list(zip(target.split(ROWS), masks, weights, strict=True))
+        be large; on so many evenly spread rows of it (None: on all)."""
+        matrices = target, solution.mask, solution.weight
+        if rows and rows < len(target):
+            chosen = torch.arange(rows, device=target.device) * len(target) // rows
+            matrices = [matrix[chosen] for matrix in matrices]
+        parts = list(zip(*(matrix.split(ROWS) for matrix in matrices), strict=True))
         unchanged = all(torch.equal(t * mask, new.to(dtype).float()) for t, mask, new in parts)
         squares = 0
         for t, mask, new in parts:
@@ -80,7 +86,7 @@ class Method:
     """Hyper-parameters of a method; `solve` prunes one matrix from the statistics of its inputs.
 
     A new method is one dataclass in one file: say what statistics it needs, write `solve`, add it
-    to METHODS. What a hyper-parameter may be is said by its annotation (see `parameters`). Three
+    to METHODS. What a hyper-parameter may be is said by its annotation (see `parameters`). Six
     switches belong to all methods.
 
     Parameters
@@ -96,6 +102,16 @@ class Method:
     in_order : bool
         The linears of a block are pruned in the order in which they run, each on the inputs that
         the pruned ones before it leave.
+    fisher : bool
+        Errors count as much as the loss's mean squared gradient in the dense model, at the output
+        (row of a matrix) where they are made, and, by its root, at the token: the first decides
+        which rows of a matrix keep more weights, the second which tokens the statistics heed.
+    divide : bool
+        The zeros are divided among the matrices so that the loss expected of them is least (see
+        `divide_zeros`), where the sparsity is one fraction for all; n:m leaves nothing to divide.
+    reconstruct : Reconstruction, bool or {'tm', 'ebft', 'free_lunch'}, optional
+        After a block's matrices are pruned, what is left of it is tuned by gradient (see
+        `sl.Reconstruction`). True: with its defaults.
 
     Raises
     ------
@@ -106,15 +122,21 @@ class Method:
     refit: bool = common_option(False)
     targets: Target = common_option(DENSE_BLOCK)
     in_order: bool = common_option(False)
+    fisher: bool = common_option(False)
+    divide: bool = common_option(False)
+    reconstruct: Reconstruction | None = common_option(None)
     name = "method"  # class attributes, not hyper-parameters
     needs = ()
     allocates = False  # whether `shares` divides the zeros among the matrices
+    squares = 1  # matrices [c, c] that `solve` holds beside the Gram matrix; for plans
     products = 0  # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
     presets = ()  # names of class methods that give a published variant for a family, for sweeps
     prunes_ffn_jointly = False  # whether `prune_ffn` prunes the feed-forward network as a whole
     shares_column_loop = False  # whether `solve_together` takes matrices with the same inputs
 
     def __post_init__(self):
+        tuned = Reconstruction.parse(self.reconstruct, type(self).__name__)
+        object.__setattr__(self, "reconstruct", tuned)  # past the lock of frozen
         check_fields(self)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
@@ -170,24 +192,34 @@ class Method:
         return {*self.needs, *dense, *({GRAM} if self.refit else ())}
 
     def prune_matrix(
-        self, weight: Tensor, stats: Statistics, pattern: Pattern
+        self, weight: Tensor, stats: Statistics, pattern: Pattern, rows: Tensor | None = None
     ) -> tuple[Tensor, Solution]:
-        """What the matrix aims at [r, c], and the solution for it, with the switches applied."""
+        """What the matrix aims at [r, c], and the solution for it, with the switches applied; rows
+        [r]: how much the squared error of each counts, None: all alike."""
         target = self._target(weight, stats)
-        return target, self._refitted(target, self.solve(target, stats, pattern), stats)
+        scaled = scale_rows(target, rows)
+        solution = self._refitted(scaled, self.solve(scaled, stats, pattern), stats)
+        return target, unscale_rows(solution, target, scaled, rows)
 
     def prune_matrices(
-        self, weights: list[Tensor], stats: Statistics, patterns: list[Pattern]
+        self,
+        weights: list[Tensor],
+        stats: Statistics,
+        patterns: list[Pattern],
+        rows: Sequence[Tensor | None] = (),
     ) -> list[tuple[Tensor, Solution]]:
         """The same for matrices [r_k, c] with the same inputs."""
+        rows = rows or [None] * len(weights)
         if len(weights) == 1:
-            return [self.prune_matrix(weights[0], stats, patterns[0])]
+            return [self.prune_matrix(weights[0], stats, patterns[0], rows[0])]
         targets = [self._target(weight, stats) for weight in weights]
-        solutions = self.solve_together(targets, stats, patterns)
-        return [
-            (target, self._refitted(target, solution, stats))
-            for target, solution in zip(targets, solutions, strict=True)
-        ]
+        scaled = [*map(scale_rows, targets, rows)]
+        solutions = self.solve_together(scaled, stats, patterns)
+        found = []
+        for target, big, own, solution in zip(targets, scaled, rows, solutions, strict=True):
+            done = self._refitted(big, solution, stats)
+            found.append((target, unscale_rows(done, target, big, own)))
+        return found
 
     def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
         if stats.cross is None:
@@ -214,6 +246,22 @@ class Method:
 def keep_weights(weight: Tensor, pruned: Tensor) -> Solution:
     """Zero the pruned weights and leave the others as they are."""
     return Solution(weight.masked_fill(pruned, 0), ~pruned)
+
+
+def scale_rows(weight: Tensor, rows: Tensor | None) -> Tensor:
+    """A matrix [r, c] whose rows' squared errors count `rows` times as much, [r]."""
+    return weight if rows is None else weight * rows.to(weight.device).sqrt().unsqueeze(1)
+
+
+def unscale_rows(
+    solution: Solution, target: Tensor, scaled: Tensor, rows: Tensor | None
+) -> Solution:
+    """The solution for the target, from that for the scaled one; weights that a method left as they
+    were are the target's own, bit by bit."""
+    if rows is None:
+        return solution
+    back = solution.weight / rows.to(target.device).sqrt().unsqueeze(1)
+    return replace(solution, weight=torch.where(solution.weight == scaled, target, back))
 
 
 def regression(

@@ -35,12 +35,21 @@ class FeedForward:
         self.x = self.dense = self.z = self.s = None
         self.y = up.new_empty(tokens, up.shape[1])
         self.p = up.new_empty(tokens, up.shape[0]) if keep_p else None
+        self.weights: Tensor | None = None  # of the tokens [N], where they differ
+        self.rows: dict[str, Tensor | None] = {}  # of the matrices' rows, by role
+        self.error_rows: int | None = None  # on which errors are reported, None: all
         self.cross_products = self._no_aims()
 
-    def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
+    def add(
+        self,
+        x: Tensor,
+        dense: Tensor | None = None,
+        drift: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         """Tokens on their way in, x [..., d]; `dense`: the same place in the dense model, which
         sets the targets; `drift` [..., d]: what the residual stream lacks of the dense model's,
-        added to them."""
+        added to them; `weights` [...]: how much each token's error counts."""
         x = x.detach().reshape(-1, x.shape[-1])
         if self.x is None:
             self.x = x.new_empty(self.tokens, x.shape[1])
@@ -48,6 +57,10 @@ class FeedForward:
         part = slice(self.filled, self.filled + len(x))
         self.filled += len(x)
         self.x[part] = x
+        if weights is not None:
+            if self.weights is None:
+                self.weights = self.y.new_empty(self.tokens)
+            self.weights[part] = weights.reshape(-1)
         if dense is not None:
             self.dense[part] = dense.detach().reshape(x.shape)
         z, s = self._at_start(part)
@@ -114,7 +127,7 @@ class FeedForward:
         before any update."""
         inputs = Statistics(self.x.shape[1], self.x.device, needs=needs - {"cross"})
         for part in self.parts():
-            inputs.add(self.x[part])
+            inputs.add(self.x[part], weights=self._weights(part))
         distributed.all_reduce(*self.cross_products.values())
         return inputs.finish("the feed-forward network"), self.cross_products
 
@@ -126,7 +139,15 @@ class FeedForward:
     def _add_aims(self, aims: dict[str, Tensor], part: slice, z: Tensor, s: Tensor | None) -> None:
         for role, auxiliary in (("up", z), ("gate", s)):
             if role in aims:
-                aims[role].addmm_((auxiliary - self.bias[role]).T, self.x[part].float())
+                aim = self._weighed(auxiliary - self.bias[role], part)
+                aims[role].addmm_(aim.T, self.x[part].float())
+
+    def _weighed(self, tokens: Tensor, part: slice) -> Tensor:
+        """Tokens [n, ...] times how much their squared errors count."""
+        return tokens if self.weights is None else tokens * self.weights[part, None]
+
+    def _weights(self, part: slice) -> Tensor | None:
+        return None if self.weights is None else self.weights[part]
 
     def hidden_statistics(self, weights: dict[str, Tensor]) -> tuple[Statistics, Tensor]:
         """Statistics of W2's inputs a: the auxiliary p where it is kept, else what the weights make
@@ -135,8 +156,8 @@ class FeedForward:
         outputs = torch.zeros_like(self.weight["down"])
         for part in self.parts():
             a = self.activation(*self.before(weights, part)) if self.p is None else self.p[part]
-            hidden.add(a)
-            outputs.addmm_(self.y[part].T, a)
+            hidden.add(a, weights=self._weights(part))
+            outputs.addmm_(self._weighed(self.y[part], part).T, a)
         distributed.all_reduce(outputs)
         return hidden.finish("the second linear of the feed-forward network"), outputs
 
@@ -145,7 +166,8 @@ class FeedForward:
     ) -> float:
         """||Y - W2 a|| / ||Y|| for what the weights really make of x: from W2's Gram matrix where
         that is of a, else from a pass over the tokens."""
-        down, whole = weights["down"], square(self.y)
+        down = weights["down"]
+        whole = sum(self._square(self.y[part], part) for part in self.parts())
         distributed.all_reduce(whole)
         if self.p is None:
             mixed = (down * outputs).sum(dtype=torch.float64)
@@ -154,9 +176,15 @@ class FeedForward:
             rest = torch.zeros_like(whole)
             for part in self.parts():
                 made = self.activation(*self.before(weights, part)) @ down.T
-                rest += square(self.y[part] - made)
+                rest += self._square(self.y[part] - made, part)
             distributed.all_reduce(rest)
         return (rest.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(rest > 0)
+
+    def _square(self, errors: Tensor, part: slice) -> Tensor:
+        """Sum of squared errors [n, ...] as they count, float64."""
+        if self.weights is None:
+            return errors.square().sum(dtype=torch.float64)
+        return (errors.square() * self.weights[part, None]).sum(dtype=torch.float64)
 
     def update(
         self,
@@ -185,20 +213,15 @@ class FeedForward:
                 self.s[part] = s = solve_s(s, p, z, g, alpha, gamma)
             elif not last:
                 self.z[part] = z = solve_relu_z(p, m, alpha, gamma)
-            first = alpha * (square(z - m) + (square(s - g) if self.gated else 0))
-            sums += torch.stack(
-                (first, beta * square(y - p @ down.T), gamma * square(p - self.activation(z, s)))
-            )
+            first = self._square(z - m, part) + (self._square(s - g, part) if self.gated else 0)
+            second = self._square(y - p @ down.T, part)
+            third = self._square(p - self.activation(z, s), part)
+            sums += torch.stack((alpha * first, beta * second, gamma * third))
             if not last:
                 self._add_aims(aims, part, z, s)
         distributed.all_reduce(sums, *aims.values())
         terms = (sums / distributed.all_reduce_scalar(self.filled)).tolist()
         return aims, dict(zip(("alpha_term", "beta_term", "gamma_term"), terms, strict=True))
-
-
-def square(x: Tensor) -> Tensor:
-    """Sum of squares, float64."""
-    return x.square().sum(dtype=torch.float64)
 
 
 def ridge(matrix: Tensor, amount: float) -> Tensor:

@@ -119,11 +119,18 @@ def context_length(model: nn.Module) -> int:
 
 
 def dense_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of what `restore` will give back."""
-    return {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
+    """A copy of what `restore` will give back, all that pruning may touch: weights by their
+    linear's name, biases and norms of the blocks by their own."""
+    linears, prefix = linears_of(model), family_of(model).blocks + "."
+    found = {name: linear.weight.detach().clone() for name, linear in linears.items()}
+    for name, weight in model.named_parameters():
+        if name.startswith(prefix) and name.removesuffix(".weight") not in linears:
+            found[name] = weight.detach().clone()
+    return found
 
 
 def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Give the linears their dense weights back."""
-    for name, linear in linears_of(model).items():
-        linear.weight.data.copy_(weights[name])
+    """Give the blocks their dense parameters back; a linear's name stands for its weight."""
+    known = dict(model.named_parameters())
+    for name, value in weights.items():
+        known[name if name in known else f"{name}.weight"].data.copy_(value)

@@ -59,13 +59,22 @@ class Statistics:
         stats.add(x, dense)
         return stats._mirrored()
 
-    def add(self, x: Tensor, dense: Tensor | None = None, drift: Tensor | None = None) -> None:
+    def add(
+        self,
+        x: Tensor,
+        dense: Tensor | None = None,
+        drift: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         """Add tokens, x [..., seqlen, c], a sequence is what the second last dimension holds;
         `dense` [..., seqlen, c] the same place in the dense model; `drift` [..., seqlen, r] its
-        residual stream less the present one.
+        residual stream less the present one; `weights` [..., seqlen] how much a token's squared
+        error counts, which DSnoT's means and variances cannot heed.
         """
         if self.sums is not None:
             self._add_moments(x.detach().float())
+        elif weights is not None:
+            x, dense, drift = (weighed(tokens, weights) for tokens in (x, dense, drift))
         x = x.detach().reshape(-1, x.shape[-1])  # [tokens, c]
         if self.gram is not None:
             add_gram(self.gram, x)
@@ -198,6 +207,14 @@ class Statistics:
     def dead(self) -> Tensor:
         """Inputs that are zero on every calibration token, bool [c]."""
         return self.square == 0
+
+
+def weighed(tokens: Tensor | None, weights: Tensor) -> Tensor | None:
+    """Tokens [..., c], or such in another shape, times the roots of their weights, float32."""
+    if tokens is None:
+        return None
+    roots = weights.to(tokens.device).sqrt().unsqueeze(-1)
+    return tokens.detach().float().reshape(*weights.shape, tokens.shape[-1]) * roots
 
 
 def share(change: float, whole: float) -> float:

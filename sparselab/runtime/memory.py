@@ -39,12 +39,12 @@ TOKENS_AT_ONCE = 4096  # on a CPU more tokens at once are not faster, only large
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
-    return (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+    """Memory that can still be had on a device; what torch keeps for itself and does not use
+    counts."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def batch_size(model: nn.Module, seqlen: int) -> int:
