@@ -38,6 +38,7 @@ test-machines: setup
 
 bench: setup
 	{ echo "# $$(date +%F); written by: make bench"; $(BIN)/python bench/sparsegpt_solver.py; echo; \
+	  $(BIN)/python bench/solvers.py; echo; \
 	  $(BIN)/python bench/whole_model.py --repeat 2; echo; $(BIN)/python bench/sparsellm_block.py; echo; \
 	  $(BIN)/python bench/whole_model.py --model smollm2-135m --samples 16 --seqlen 512 --methods sparsellm --repeat 1; \
 	  } 2>/dev/null \
@@ -57,7 +58,7 @@ notebooks: setup
 	$(BIN)/python -m tools.execute_notebooks notebooks/*.ipynb
 	$(BIN)/python -m tools.execute_notebooks --costs notebooks/*.ipynb
 
-# The long sweeps behind the README's tables and notebook 09: three hours on two cores; broken off, they go on.
+# The long sweeps behind the README's tables and notebook 09: half a day on two cores; broken off, they go on.
 tables: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/sweeps.sh
 	$(BIN)/python -m sparselab tables --readme README.md

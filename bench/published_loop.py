@@ -66,10 +66,11 @@ class Changed(sl.SparseLLM):
         outputs: Tensor,
         stats: Statistics,
         pattern: Pattern,
+        ffn: FeedForward,
         last: Step | None,
     ) -> Step:
         if role != "up" or last is None:
-            return super()._step(role, weight, outputs, stats, pattern, last)
+            return super()._step(role, weight, outputs, stats, pattern, ffn, last)
         if self.change == "pinverse":
             target = (torch.pinverse(self.ffn.x.float()) @ (self.ffn.z - self.ffn.bias["up"])).T
         else:

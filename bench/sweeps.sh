@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The sweeps behind the README's tables and notebook 09; broken off, they go on. Called by `make tables`, three hours on two
+# The sweeps behind the README's tables and notebook 09; broken off, they go on. Called by `make tables`, half a day on two
 # cores. SPARSELAB_DATA names the folder with the books, WikiText-2 and PTB; `python -m sparselab books --out FOLDER` makes
 # the books anew.
 set -euo pipefail
@@ -17,7 +17,13 @@ sparsegpt:refit=True,sparsegpt:in_order=True,sparsegpt:targets=dense-model,spars
 sparsegpt:targets=dense-stream;refit=True,admm,admm:targets=dense-stream,admm:targets=dense-model,sparsellm:improve=False,\
 sparsellm:ridge=0.01,sparsellm:refit=False,sparsellm:epochs=4;tolerance=0,sparsellm:targets=dense-model"
 sweep --samples 8 --windows 32 --sparsities 0.7 --out few-tokens.csv \
-  --methods "sparsegpt,admm,sparsellm,sparsellm:ridge=0.01,sparsellm:ridge=0.001"
+  --methods "sparsegpt,admm,sparsellm,sparsellm:ridge=0.01,sparsellm:ridge=0.001,admm:guided,admm:guided;targets=dense-block"
+
+# The recommended call, one ingredient after the other: solver, errors by the loss's gradient, zeros by it, dense stream as
+# target, gradient steps on a block; then what the last is worth in other units and with other targets.
+sweep $BOOKS --texts "$HELDOUT,wikitext2" --sparsities 0.7,0.9 --out ladder.csv --methods "sparsegpt,alps,admm,admm:fisher=True,\
+admm:fisher=True;divide=True,admm:guided,admm:guided;reconstruct=True,admm:guided;reconstruct=matrix,\
+admm:guided;reconstruct=sublayer,admm:guided;reconstruct=ebft,admm:guided;reconstruct=tm,admm:guided;reconstruct=free_lunch"
 
 # Verdicts on the published methods, three calibration seeds: the paper's mathematics, the code as released, repaired; one
 # change at a time; and DSnoT's published switches, together and one by one.
@@ -27,10 +33,21 @@ python published_loop.py --out published_loop.csv
 sweep $BOOKS --texts "$HELDOUT,wikitext2,demo" --sparsities 0.6,0.7 --seeds 0,1,2 --out dsnot.csv \
   --methods "wanda,dsnot:published,dsnot:wanda,dsnot:same_sign=False,dsnot:skip_ffn=True"
 
-# The LLaMA family.
-sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7 --methods sparsegpt,sparsellm,wanda --out smollm2.csv
+# The LLaMA family: all in one table, then with eight times the tokens. Days on two cores: choose.
+sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7 --out smollm2.csv \
+  --methods "sparsegpt,wanda,sparsellm,alps,admm,admm:guided,admm:guided;reconstruct=True"
 sweep $SMOLLM2 --texts demo --sparsities 0.5 --methods sparsegpt,sparsellm,wanda --out smollm2.csv
+sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7,2:4,0.5,0.6,0.8 --out smollm2.csv \
+  --methods "sparsegpt,wanda,sparsellm:paper,sparsellm:published,sparsellm:repaired,sparsellm,alps,admm,admm:guided,\
+admm:guided;reconstruct=True"
+sweep --model smollm2-135m --samples 128 --seqlen 512 --windows 24 --texts demo,wikitext2 --sparsities 0.7,2:4 \
+  --out smollm2.csv --methods "sparsegpt,alps,sparsellm,admm:guided,admm:guided;reconstruct=True"
 
 # Three calibration seeds for the claims.
-sweep $BOOKS --texts "$HELDOUT,wikitext2" --sparsities 0.7,0.8 --seeds 0,1,2 --methods sparsegpt,admm,sparsellm --out seeds.csv
+sweep $BOOKS --texts "$HELDOUT,wikitext2" --sparsities 0.7,0.8 --seeds 0,1,2 --out seeds.csv \
+  --methods "sparsegpt,admm,sparsellm,admm:guided"
 sweep $SMOLLM2 --texts demo --sparsities 0.7 --seeds 0,1,2 --methods sparsegpt,sparsellm --out seeds.csv
+
+# Other divisions of the zeros, and training end to end after the recommended call.
+python beyond.py divisions
+python beyond.py distil

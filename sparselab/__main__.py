@@ -351,14 +351,15 @@ def sweep(*, out: Path = Path("build/sweep.csv"), **options: Unpack[ExperimentOp
     out
         The table, a CSV file. Rows that are there are not made again.
     """
-    from .experiments.sweep import METHODS, PATTERNS, Sweep
+    from .experiments.sweep import BEYOND, METHODS, PATTERNS, Sweep
     from .experiments.tables import claims
 
     out = _writable(out)
     if out.is_dir():
         raise SparselabError(f"{out} is a folder. Name a CSV file with --out.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    methods, patterns = options.pop("methods", METHODS), options.pop("patterns", PATTERNS)
+    methods = options.pop("methods", METHODS + BEYOND)
+    patterns = options.pop("patterns", PATTERNS)
     seeds = options.pop("seeds", (0,))
     table = Sweep(**options).run(out, methods, patterns, seeds)
     if "sparsegpt" in set(table.method):

@@ -10,9 +10,6 @@ from .results import rows_matching
 from .sweep import METHODS, PATTERNS, Sweep
 
 TABLES_ONLY = (  # in bench/*.csv, not in the figures' records
-    "alps",
-    "admm:guided",
-    "admm:guided;reconstruct=True",
     "dsnot:published",
     "sparsellm:paper",
     "sparsellm:repaired",
