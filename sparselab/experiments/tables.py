@@ -111,7 +111,9 @@ def _spread(values: pd.Series) -> str:
     if values.isna().all():
         return ""
     ends = (values.mean(), values.min(), values.max())
-    return "{} ({} to {})".format(*[significant(end, SHARE_DIGITS) for end in ends])
+    spread = "{} ({} to {}".format(*[significant(end, SHARE_DIGITS) for end in ends])
+    known = values.count()
+    return spread + (")" if known == len(values) else f"; {known} of {len(values)} seeds)")
 
 
 def _caption(rows: pd.DataFrame) -> str:
