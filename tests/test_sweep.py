@@ -30,7 +30,7 @@ RECORDED = {  # the sweeps of bench/sweeps.sh, and how many rows their tables ho
     "seeds": (replace(BOOKS, texts=BOOKS.texts[:2]), 34),
     "published": (THREE, 72),
     "dsnot": (THREE, 90),
-    "smollm2": (SMOLLM2, 6),
+    "smollm2": (SMOLLM2, 8),
 }
 
 
