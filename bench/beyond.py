@@ -20,7 +20,7 @@ from torch import LongTensor, nn
 
 import sparselab as sl
 from sparselab.experiments.experiment import Experiment
-from sparselab.experiments.results import append, read
+from sparselab.experiments.results import append
 from sparselab.methods.registry import named_method
 from sparselab.models.architecture import dense_weights, restore
 
@@ -56,7 +56,7 @@ def divisions(setting: Experiment, sparsities: list[float], out: Path) -> None:
     windows, method = setting.calibration(model, 0), named_method(SOLVER, "OPT")
     for sparsity in sparsities:
         for name, divide in {**DIVISIONS, "divide=True": None}.items():
-            if there(out, division=name, pattern=sparsity):
+            if len(setting.rows_in(out, division=name, pattern=str(sparsity))):
                 continue
             restore(model, weights)
             started = time.perf_counter()
@@ -81,15 +81,18 @@ def distil(setting: Experiment, sparsities: list[float], out: Path, steps: int) 
     """A row for the recommended call, and one for each end-to-end stage after it."""
     model, _ = sl.load(setting.model)
     teacher, _ = sl.load(setting.model)
-    weights, dense = dense_weights(model), setting.perplexities(model)
+    dense = setting.perplexities(model)
     whole = {name: value.clone() for name, value in model.state_dict().items()}
     windows, recommended = setting.calibration(model, 0), "admm:guided;reconstruct=True"
     for sparsity in sparsities:
-        missing = [s for s in ("none", *STAGES) if not there(out, stage=s, pattern=sparsity)]
+        missing = [
+            stage
+            for stage in ("none", *STAGES)
+            if setting.rows_in(out, stage=stage, pattern=str(sparsity)).empty
+        ]
         if not missing:
             continue
         model.load_state_dict(whole)
-        restore(model, weights)
         method = named_method(recommended, "OPT")
         report = sl.prune(model, windows, method=method, sparsity=sparsity, progress=False)
         pruned = {name: value.clone() for name, value in model.state_dict().items()}
@@ -106,17 +109,6 @@ def distil(setting: Experiment, sparsities: list[float], out: Path, steps: int) 
             rows = setting.evaluate(model, report, dense, **job)
             extra = {"stage": stage, "stage_seconds": round(seconds, 1), "stage_tokens": tokens}
             add(out, rows, **extra, stage_report=str(found))
-
-
-def there(out: Path, pattern: float, **key) -> bool:
-    """Whether a file holds rows of a job."""
-    if not out.exists():
-        return False
-    table = read(out)
-    found = table.pattern.astype(str) == str(pattern)
-    for name, value in key.items():
-        found &= table[name] == value
-    return bool(found.any())
 
 
 def add(out: Path, rows: list[dict], **columns) -> None:

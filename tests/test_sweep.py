@@ -26,7 +26,7 @@ THREE = replace(BOOKS, texts=("books-heldout.txt.xz", "wikitext2", "demo"))
 RECORDED = {  # the sweeps of bench/sweeps.sh, and how many rows their tables hold
     "opt-mini": (BOOKS, 468),
     "ablation": (replace(BOOKS, texts=BOOKS.texts[:1]), 15),
-    "few-tokens": (Sweep(samples=8, windows=32), 5),
+    "few-tokens": (Sweep(samples=8, windows=32), 7),
     "seeds": (replace(BOOKS, texts=BOOKS.texts[:2]), 34),
     "published": (THREE, 72),
     "dsnot": (THREE, 90),

@@ -10,7 +10,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 
-from ..engine.activations import CalibrationActivations, InputCollector
+from ..engine.activations import CalibrationActivations, statistics_of
 from ..engine.block import naming_errors
 from ..engine.verification import verify_blockwise
 from ..errors import SparselabError
@@ -69,7 +69,8 @@ def evolve(
         smallest one, else above by less than `step` of the smallest unit.
     method : str or Method
         What prunes the matrices, one by one: its `targets` and `in_order` are those of the dense
-        block, and SparseLLM leaves out what it does to a feed-forward network as a whole.
+        block, `fisher`, `divide` and `reconstruct` are off, and SparseLLM leaves out what it does
+        to a feed-forward network as a whole.
     unit : {'block', 'linear'}
         What gets a sparsity of its own.
     levels : int
@@ -175,7 +176,8 @@ def _prune_at_levels(
     for layer, block in enumerate(bar):
         prefix = f"{family.blocks}.{layer}."
         firsts = {group[0]: linears[prefix + group[0]] for group in family.groups}
-        make = partial(_collectors, firsts, method.all_needs, windows.numel())
+        # a single token is kept for the output error, which nobody asks for here
+        make = partial(statistics_of, firsts, method.all_needs, windows.numel())
         collected = activations.collect(block, make, prefix=prefix)
         for group in family.groups:
             members = {prefix + name: linears[prefix + name] for name in group}
@@ -183,18 +185,6 @@ def _prune_at_levels(
             work = partial(_solve_levels, on, members, stats, patterns)
             found |= naming_errors(next(iter(members)), work)
         activations.replay(block)
-    return found
-
-
-def _collectors(
-    firsts: dict[str, nn.Linear], needs: Collection[str], tokens: int
-) -> dict[str, tuple[InputCollector, str | None]]:
-    """New statistics for each group, by its first linear; a single token is kept for the output
-    error, which nobody asks for here."""
-    found = {}
-    for name, linear in firsts.items():
-        device = linear.weight.device
-        found[name] = Statistics(linear.in_features, device, needs=needs, every=tokens), None
     return found
 
 

@@ -51,7 +51,8 @@ def by_depth(
         Of all blocks together, weighed by their sizes; exact up to what a method rounds down in
         each row.
     method : str or Method
-        What prunes in the trials, as `sl.prune` takes it.
+        What prunes in the trials, as `sl.prune` takes it; without its `divide`, which is what is
+        sought here.
     trials : int
         Prunings at most; see `next_slope` for which, and when it is enough.
     held_out : float

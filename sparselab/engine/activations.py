@@ -16,6 +16,7 @@ from transformers import Cache
 from ..errors import SparselabError
 from ..models.architecture import blocks_of, model_name
 from ..models.hooks import watching
+from ..numerics.statistics import Statistics
 from ..runtime.memory import OUT_OF_MEMORY, batch_size, retry_smaller, with_batch_halving
 from .offload import ActivationStore
 
@@ -235,6 +236,18 @@ class CalibrationActivations:
             return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
 
         return retry_smaller(gather, self.halve_all)
+
+
+def statistics_of(
+    linears: dict[str, nn.Linear], needs: Collection[str], every: int = 1
+) -> dict[str, tuple[InputCollector, str | None]]:
+    """New statistics of what linears receive, by place, as `collect` takes them; `needs`, `every`:
+    see `Statistics`."""
+    found = {}
+    for name, linear in linears.items():
+        device = linear.weight.device
+        found[name] = Statistics(linear.in_features, device, needs=needs, every=every), None
+    return found
 
 
 def _rows(tensors: list[Tensor], rows: slice) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..methods.base import DENSE_BLOCK, Fit, Method, Solution, keep_weights
+from ..methods.base import Fit, Method, Solution, keep_weights
 from ..models.architecture import Family
 from ..numerics.statistics import Statistics
 from ..patterns import Allocation, Pattern
@@ -52,22 +52,6 @@ class PruningRun:
     def windows(self) -> LongTensor:
         """This process's share of the calibration windows."""
         return distributed.shard_windows(self.calibration)
-
-    @property
-    def aims_at_dense_model(self) -> bool:
-        """The method aims at the dense model, whose activations go along."""
-        return self.method.targets != DENSE_BLOCK
-
-    @property
-    def follows_dense_model(self) -> bool:
-        """The dense model's activations go along."""
-        tuned = self.method.reconstruct
-        return self.aims_at_dense_model or (tuned is not None and tuned.targets != DENSE_BLOCK)
-
-    @property
-    def needs_dense_block(self) -> bool:
-        """A copy of the dense block is needed after it is pruned."""
-        return self.aims_at_dense_model or self.method.reconstruct is not None
 
     def token_weights(self, prefix: str) -> dict[str, Tensor]:
         """How much the tokens' errors count in the statistics of a block, [windows, seqlen] by
@@ -113,7 +97,7 @@ class BlockPruner:
         pruned ones before it.
         """
         method, groups = self.run.method, self._groups()
-        in_order = method.in_order or method.targets != DENSE_BLOCK
+        in_order = method.in_order or method.aims_at_dense_model
         return [[group] for group in groups] if in_order else [groups]
 
     def collectors(

@@ -17,7 +17,7 @@ from ..numerics.budget import Point, allocate_budget
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Allocation, Pattern
 from ..runtime import distributed
-from .activations import CalibrationActivations
+from .activations import CalibrationActivations, statistics_of
 from .fisher import Fisher
 from .sources import InMemoryBlocks, StreamedBlocks
 
@@ -56,9 +56,8 @@ def divide_zeros(
     A matrix that is pruned alone, dW, adds about tr(F dW H dW^T) / 2 nats a token, with F the mean
     squared gradients at its outputs and H the second moments of its inputs, where tokens count as
     `Fisher` has it: the second-order term of the loss, where Hessian and Fisher information are the
-    same. SparseGPT prunes each matrix of
-    the dense model at a few sparsities, which share one factorisation; that the losses of several
-    matrices add up is an assumption.
+    same. SparseGPT prunes each matrix of the dense model at a few sparsities, which share one
+    factorisation; that the losses of several matrices add up is an assumption.
 
     Parameters
     ----------
@@ -87,8 +86,8 @@ def divide_zeros(
         groups = [[name for name in group if prefix + name in linears] for group in family.groups]
         groups = [group for group in groups if group]
         if groups:
-            widths = {group[0]: block.get_submodule(group[0]).in_features for group in groups}
-            make = partial(_collectors, widths, next(block.parameters()).device)
+            firsts = {group[0]: block.get_submodule(group[0]) for group in groups}
+            make = partial(statistics_of, firsts, (GRAM, NORMS))
             collected = activations.collect(block, make, None, prefix, fisher.of_block(prefix))
             work = {}
             for group in groups:
@@ -104,13 +103,6 @@ def divide_zeros(
     sizes = {name: linear.weight.numel() for name, linear in linears.items()}
     zeros = allocate_budget(curves, sparsity * sum(sizes.values()))
     return {name: Pattern(zeros[name] / sizes[name]) for name in linears}
-
-
-def _collectors(widths: dict[str, int], device: torch.device) -> dict[str, tuple[Statistics, None]]:
-    return {
-        name: (Statistics(width, device, needs=(GRAM, NORMS)), None)
-        for name, width in widths.items()
-    }
 
 
 def levels_for(sparsity: float) -> list[float]:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..errors import SparselabError
 from ..evaluation.perplexity import token_losses
-from ..models.architecture import Family, blocks_of, family_of
+from ..models.architecture import Family, family_of, replaced_blocks
 from ..models.hooks import watching
 from ..runtime import distributed
 from ..runtime.memory import batch_size, with_batch_halving
@@ -98,7 +98,7 @@ def fisher_weights(
     al., The LLM Surgeon, arXiv 2312.17244; Kim et al., GuidedQuant, arXiv 2505.07004.
     """
     model, seqlen = source.model, windows.shape[1]
-    family, count = family_of(model), len(blocks_of(model))
+    family, count = family_of(model), len(source.blocks)
     place, tokens = ActivationStore.portion(offload, model, windows.numel(), count + 1)
     fits = max(1, tokens // seqlen)  # windows
     batch = min(batch or _backward_batch(model, seqlen), fits)
@@ -176,7 +176,7 @@ def _sweep(
     """Squared gradients by linear and part of the windows: the sum over its tokens [r], and the
     mean over the linear's rows [windows, seqlen]."""
     activations = CalibrationActivations(source.model, windows, batch, offload=offload)
-    parts, store, count = activations.parts, activations.store, len(blocks_of(source.model))
+    parts, store, count = activations.parts, activations.store, len(source.blocks)
     inputs: list[list[Tensor]] = []  # of each block, by part
     for layer in range(count):
         block = source.load(layer)
@@ -185,7 +185,7 @@ def _sweep(
             part.hidden = store.keep(part.through(block, part.hidden))
         source.release(layer)
         bar.update()
-    slopes = [_slope_at_end(source.model, part) for part in parts]
+    slopes = [_slope_at_end(source.model, family, part) for part in parts]
     found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in reversed(range(count)):
         block, prefix = source.load(layer, then=layer - 1), f"{family.blocks}.{layer}."
@@ -225,13 +225,15 @@ def _back(
     return gradient, found
 
 
-def _slope_at_end(model: nn.Module, part: ActivationBatch) -> Tensor:
+def _slope_at_end(model: nn.Module, family: Family, part: ActivationBatch) -> Tensor:
     """The gradient of the summed loss of a part's windows with respect to the last block's output,
     window by window: logits are large."""
-    slopes = []
+    slopes, last = [], model.get_submodule(family.blocks)[-1]
+    device = next(model.parameters()).device
     for ids, given in zip(part.ids.split(1), part.hidden.split(1), strict=True):
-        with torch.enable_grad(), _ending_with(model, given) as hidden:
-            logits = model(ids.to(hidden.device), use_cache=False).logits
+        hidden = given.to(device).detach().requires_grad_()
+        with torch.enable_grad(), replaced_blocks(model, family.blocks, [_Given(last, hidden)]):
+            logits = model(ids.to(device), use_cache=False).logits
             slopes += torch.autograd.grad(token_losses(logits, ids).sum(), hidden)
     return torch.cat(slopes)
 
@@ -248,20 +250,3 @@ class _Given(nn.Module):
 
     def forward(self, *args, **kwargs) -> Tensor:
         return self.__dict__["hidden"]
-
-
-class _ending_with:
-    """Within it, the model's blocks are replaced by what they gave, as a leaf of the graph."""
-
-    def __init__(self, model: nn.Module, hidden: Tensor):
-        path, _, self.name = family_of(model).blocks.rpartition(".")
-        self.parent, self.blocks = model.get_submodule(path), blocks_of(model)
-        device = next(model.parameters()).device
-        self.hidden = hidden.to(device).detach().requires_grad_()
-
-    def __enter__(self) -> Tensor:
-        setattr(self.parent, self.name, nn.ModuleList([_Given(self.blocks[-1], self.hidden)]))
-        return self.hidden
-
-    def __exit__(self, *error) -> None:
-        setattr(self.parent, self.name, self.blocks)

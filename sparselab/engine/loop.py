@@ -32,7 +32,7 @@ def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: boo
         with run.file_clock("read"):  # streamed: from its files; else it is there
             block = run.source.load(layer)
         chosen, original = layer in run.chosen, None
-        if chosen and run.needs_dense_block:
+        if chosen and run.method.needs_dense_block:
             original = copy.deepcopy(block)  # the dense model's activations go through it
 
         if layer < run.source.done:  # resumed: as the interrupted run left it
@@ -69,7 +69,7 @@ def prune_block(
             collected = activations.collect(
                 block,
                 lambda stage=stage: pruner.collectors(stage),
-                original if run.aims_at_dense_model else None,
+                original if run.method.aims_at_dense_model else None,
                 pruner.prefix,
                 run.token_weights(pruner.prefix),
                 run.held_out,
@@ -110,7 +110,7 @@ def dry_run_one_block(run: PruningRun, batch: int | None, offload: str) -> Repor
     with run.file_clock("read"):
         block = run.source.load(layer)
     original = copy.deepcopy(block)
-    dense = original if run.needs_dense_block else None
+    dense = original if run.method.needs_dense_block else None
     try:
         prune_block(run, activations, block, dense, layer)
         with run.clock("replay"):
@@ -182,7 +182,7 @@ def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationAct
             run.source.model,
             run.windows,
             batch or run.source.batch,
-            dense=run.follows_dense_model,
+            dense=run.method.follows_dense_model,
             offload=offload,
         )
 

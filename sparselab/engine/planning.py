@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..errors import SparselabError
-from ..methods.base import DENSE_BLOCK, Method
+from ..methods.base import Method
 from ..methods.parameters import checked
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of
@@ -215,8 +215,7 @@ def memory_terms(
 ) -> dict[str, tuple[str, float]]:
     """Bytes by term, and where they lie; size: bytes of a weight."""
     tuned, host = method.reconstruct, "host" if device == "cuda" else "device"
-    aimed = method.targets != DENSE_BLOCK
-    follows = aimed or (tuned is not None and tuned.targets != DENSE_BLOCK)
+    aimed, kept = method.aims_at_dense_model, method.needs_dense_block
     widths = [inputs for inputs, _ in shape.groups]
     squares = [4 * width**2 for width in widths]  # one float32 Gram matrix each
     in_order, gram = method.in_order or aimed, GRAM in method.all_needs
@@ -232,12 +231,9 @@ def memory_terms(
     terms = {
         "Python and torch": ("device", RUNTIME[device]),
         "before the blocks": ("device", size * (shape.outside - shape.head)),
-        "block" + ", and as it was dense" * (aimed or bool(tuned)): (
-            "device",
-            size * shape.block * (1 + (aimed or bool(tuned))),
-        ),
+        "block" + ", and as it was dense" * kept: ("device", size * shape.block * (1 + kept)),
         "next block, read ahead": (host, size * shape.block),
-        "activations": (where, size * tokens * shape.width * (1 + follows)),
+        "activations": (where, size * tokens * shape.width * (1 + method.follows_dense_model)),
         "forward pass": ("device", forward),
         "statistics": ("device", statistics),
         "solver": ("device", (method.squares * max(squares) if gram else 0) + 4 * largest),
@@ -251,11 +247,15 @@ def memory_terms(
     if method.fisher or method.divide:  # one window's logits, thrice in float32; its graph
         logits, graph = 12 * seqlen * shape.vocabulary, 2 * window
         least = size * (shape.block + shape.head) + max(logits, graph)
-        later = sum(amount for place, amount in list(terms.values())[2:] if place == "device")
+        there = ("Python and torch", "before the blocks")  # then as well
+        later = sum(
+            amount
+            for term, (place, amount) in terms.items()
+            if place == "device" and term not in there
+        )
         terms["gradients, beyond the rest"] = ("device", max(0, least - later))
-        inputs = (
-            size * seqlen * shape.width * (shape.blocks + 1)
-        )  # of a window; more where they fit
+        # of a window; more where they fit
+        inputs = size * seqlen * shape.width * (shape.blocks + 1)
         terms["inputs of all blocks"] = (where, inputs)
     own = method.ffn_bytes(tokens, shape.width, shape.inner, len(shape.family.ffn), size)
     return terms | {name: ("device", value) for name, value in own.items()}
@@ -266,10 +266,9 @@ def phases(
 ) -> dict[str, float]:
     """Seconds by phase: floating point operations over measured speeds."""
     speed, exact = (SHARE * product_speed(device, kind) for kind in (dtype, torch.float32))
-    aimed, gram, tuned = method.targets != DENSE_BLOCK, GRAM in method.all_needs, method.reconstruct
+    aimed, gram, tuned = method.aims_at_dense_model, GRAM in method.all_needs, method.reconstruct
     forward = tokens * (2 * shape.block + 4 * seqlen * shape.width) * shape.blocks / speed
-    streams = 2 if aimed or (tuned and tuned.targets != DENSE_BLOCK) else 1
-    passes = 2 * streams  # collect and replay, of both models
+    passes = 4 if method.follows_dense_model else 2  # collect and replay, of both models
     grams = sum(2 * tokens * inputs**2 * (2 if aimed else 0.6) for inputs, _ in shape.groups)
     solve = sum(
         method.products * outputs * inputs**2 + 2 * inputs**3 * gram

@@ -56,8 +56,11 @@ def recommend(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Recommendation:
-    """The strongest method that is expected to be done in time: the order of the ladder is that of
-    the committed tables, the minutes are those of `sl.plan`.
+    """The last rung of a ladder that is expected to be done in time, by the minutes of `sl.plan`;
+    the first, where none is.
+
+    Each rung loses less than the one before in the committed tables, at 70 to 90 % of zeros; the
+    last one, which tunes by gradient, at 90 % only. Neither memory nor the pattern is looked at.
 
     Parameters
     ----------
@@ -66,8 +69,7 @@ def recommend(
     minutes : float, optional
         For pruning, on this machine as busy as it is now. Default: as long as it takes.
     samples, seqlen, device, dtype
-        As for `sl.plan`. Without a torch.float16 model's last rung, which trains: load it in
-        bfloat16.
+        As for `sl.plan`. For torch.float16 the last rung is left out, since it trains.
 
     Returns
     -------

@@ -14,7 +14,7 @@ from ..models.architecture import Family
 from ..runtime import distributed
 from ..runtime.memory import OUT_OF_MEMORY, retry_smaller
 from .activations import ActivationBatch, CalibrationActivations
-from .finetuning import diverged
+from .finetuning import diverged, learning
 
 WORSE = 3.0  # the rate is divided by this after a pass that did not lower the held-out error
 SEED = 0  # of the order in which windows are taken
@@ -108,19 +108,14 @@ class Tuner:
         if not any(name in self.pruned for name in self.trained):
             return {}
         start = {name: weight.detach().clone() for name, weight in self.trained.items()}
-        wanted = {name: weight.requires_grad for name, weight in self.block.named_parameters()}
-        self.block.requires_grad_(False)
-
         try:
-            row = self._descend()
+            with learning(self.block, self.trained.values()):
+                row = self._descend()
         except BaseException:
             with torch.no_grad():  # nothing half-tuned is left
                 for name, weight in self.trained.items():
                     weight.copy_(start[name])
             raise
-        finally:
-            for name, weight in self.block.named_parameters():
-                weight.requires_grad_(wanted[name])
         while max(self.activations.batches) > self.at_once:  # a resumed run begins with as many
             self.activations.halve_all()
         return {"unit": self.unit.name, **row, "seconds": time.perf_counter() - started}
@@ -141,8 +136,8 @@ class Tuner:
         masters = {name: weight.detach().float().clone() for name, weight in self.trained.items()}
         masks = {name: masters[name] != 0 for name in self.trained if name in self.pruned}
         best = {name: master.clone() for name, master in masters.items()}
-        looks = [self._held_error(targets)]
-        lowest, failures, kept, slower = looks[0], 0, 0, 1.0
+        lowest = start = self._held_error(targets)
+        failures, kept, slower = 0, 0, 1.0
         optimizer = self._optimizer(masters)
         generator = torch.Generator().manual_seed(SEED)
         for epoch in range(settings.epochs):
@@ -156,9 +151,8 @@ class Tuner:
             if not self.holds:
                 kept = epoch + 1
                 continue
-            looks.append(self._held_error(targets))
-            if looks[-1] < lowest:
-                lowest, failures, kept = looks[-1], 0, epoch + 1
+            if (error := self._held_error(targets)) < lowest:
+                lowest, failures, kept = error, 0, epoch + 1
                 best = {name: master.clone() for name, master in masters.items()}
                 continue
             failures, slower = failures + 1, slower / WORSE
@@ -174,7 +168,7 @@ class Tuner:
             if lowest == math.inf:
                 what, steps = f"{self.unit.name}: the error is not finite", kept * self.steps
                 raise diverged(what, steps, settings.rate, BACK)
-        return {"start": looks[0], "error": lowest, "epochs": epoch + 1, "kept": kept}
+        return {"start": start, "error": lowest, "epochs": epoch + 1, "kept": kept}
 
     def _rate(self, share: float) -> float:
         """Up over the first twentieth, then along the cosine, or level."""
@@ -201,19 +195,14 @@ class Tuner:
         def gradients() -> list[Tensor]:
             sums = [torch.zeros_like(master) for master in masters.values()]
             for some in _slices(rows, self.at_once):
-                with torch.enable_grad():
-                    loss = self._error(some, targets) / number
-                    slopes = torch.autograd.grad(loss, trained, allow_unused=True)
+                loss = self._error(some, targets) / number
+                slopes = torch.autograd.grad(loss, trained, allow_unused=True)
                 for total, slope in zip(sums, slopes, strict=True):
                     if slope is not None:
                         total.add_(slope)
             return sums
 
-        for weight in trained:
-            weight.requires_grad_(True)
         sums = retry_smaller(gradients, self._shrink)
-        for weight in trained:
-            weight.requires_grad_(False)
         distributed.all_reduce(*sums)
         for (name, master), slope in zip(masters.items(), sums, strict=True):
             master.grad = slope.mul_(masks[name]) if name in masks else slope

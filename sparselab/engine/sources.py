@@ -119,8 +119,9 @@ class StreamedBlocks:
             for key, like in stored_tensors(self.model).items()
             if not key.startswith(self.prefix + ".")
         }
-        needed = self.model.base_model_prefix + "."  # all but an output head of its own
+        needed = self.model.base_model_prefix + "."
         used = {key: like for key, like in self.outside.items() if key.startswith(needed)}
+        self.own_head = {key: like for key, like in self.outside.items() if key not in used}
         self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
         self.model.tie_weights()
         _move_outside(self.model, self.blocks, device)
@@ -143,10 +144,8 @@ class StreamedBlocks:
 
     def load(self, layer: int, then: int | None = None) -> nn.Module:
         """The dense block on the device; the next one, or `then`, is being read meanwhile."""
-        tensors, then = (
-            self.ahead.pop(layer, None) or self._read(layer),
-            layer + 1 if then is None else then,
-        )
+        tensors = self.ahead.pop(layer, None) or self._read(layer)
+        then = layer + 1 if then is None else then
         if 0 <= then < len(self.blocks):
             self.ahead[then] = self._read(then)
         return self._fill(layer, tensors.result())
@@ -163,25 +162,20 @@ class StreamedBlocks:
             return make()
         file = self.part / f"{name}-{distributed.rank()}{KEPT}"
         if not file.exists():
-            tensors = {key: value.cpu().contiguous() for key, value in make().items()}
+            tensors = {key: value.cpu() for key, value in make().items()}
             with self._naming_file_errors():
-                unfinished = file.with_suffix(".unfinished")
-                save_file(tensors, unfinished)
-                make_durable(unfinished)
-                unfinished.replace(file)
+                self._save(file, tensors)
         return {key: value.to(self.device) for key, value in load_file(file).items()}
 
     @contextmanager
     def head(self) -> Iterator[None]:
         """Within it, an output head that is not the embeddings has memory as well."""
-        needed = self.model.base_model_prefix + "."
-        own = {key: like for key, like in self.outside.items() if not key.startswith(needed)}
-        for key, value in self.checkpoint.read(own).items():
+        for key, value in self.checkpoint.read(self.own_head).items():
             _put(self.model, key, value.to(self.device))
         try:
             yield
         finally:
-            for key, like in own.items():
+            for key, like in self.own_head.items():
                 _put(self.model, key, like)
 
     def forget(self) -> None:
@@ -365,19 +359,24 @@ class StreamedBlocks:
     def _write(self, number: int, tensors: dict[str, Tensor], entry: dict | None = None) -> None:
         """A shard, then the manifest that names it, each complete before it gets its name."""
         file = self.part / self._shard(number)
+        self.manifest["shards"][file.name] = self._save(file, tensors)
+        if entry is not None:
+            self.manifest["blocks"].append(entry)
+        write_json(self.part / MANIFEST, self.manifest)
+
+    def _save(self, file: Path, tensors: dict[str, Tensor]) -> str:
+        """A file of tensors, complete before it gets its name, and its sha256."""
         unfinished = file.with_suffix(".unfinished")
         whole = {key: value.contiguous() for key, value in tensors.items()}
         try:
             save_file(whole, unfinished, metadata={"format": "pt"})
             make_durable(unfinished)
-            self.manifest["shards"][file.name] = sha256(unfinished)
+            digest = sha256(unfinished)
             unfinished.replace(file)
+            return digest
         finally:
             for litter in (unfinished, *self.part.glob(LITTER[0])):
                 litter.unlink(missing_ok=True)
-        if entry is not None:
-            self.manifest["blocks"].append(entry)
-        write_json(self.part / MANIFEST, self.manifest)
 
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"

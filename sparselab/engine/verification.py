@@ -7,7 +7,7 @@ from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
 from ..evaluation.perplexity import Perplexity, token_losses
-from ..models.architecture import blocks_of, family_of, linears_of, model_name
+from ..models.architecture import blocks_of, family_of, linears_of, model_name, replaced_blocks
 from ..models.hooks import watching
 from .activations import CalibrationActivations
 from .sources import StreamedBlocks
@@ -107,24 +107,16 @@ def verify_streamed(source: StreamedBlocks, window: LongTensor, targets: str) ->
             " two cannot speak for all. Load it with sl.load: where its windows are no shorter"
             " than seqlen, sl.prune takes the whole model."
         )
-    path, _, name = source.prefix.rpartition(".")
-    parent, last = source.model.get_submodule(path), []
-    setattr(
-        parent,
-        name,
-        nn.ModuleList(source.load(layer) for layer in range(min(2, len(source.blocks)))),
-    )
+    last, blocks = [], [source.load(layer) for layer in range(min(2, len(source.blocks)))]
     try:
-        with watching(
-            {"": getattr(parent, name)[-1]}, after=lambda name, args, output: last.append(output)
-        ):
-            source.model.base_model(
-                window.to(source.device), use_cache=False
-            )  # all but the head, which has no memory
-        _compare_blockwise(source.model, window, last[0])
-        verify_residual_stream(source.model, window, targets)
+        with (
+            replaced_blocks(source.model, source.prefix, blocks),
+            watching({"": blocks[-1]}, after=lambda name, args, output: last.append(output)),
+        ):  # all but the head, which has no memory
+            source.model.base_model(window.to(source.device), use_cache=False)
+            _compare_blockwise(source.model, window, last[0])
+            verify_residual_stream(source.model, window, targets)
     finally:
-        setattr(parent, name, source.blocks)
         source.forget()
 
 

@@ -68,8 +68,8 @@ def compare(
     family = family_of(model).name
     named = {}
     for method in methods:
-        found = named_method(method, family) if isinstance(method, str) else method
-        named[method if isinstance(method, str) else method.name] = found
+        text = isinstance(method, str)
+        named[method if text else method.name] = named_method(method, family) if text else method
     weights = dense_weights(model)
     rows, masks, dense = [], {}, {}
 

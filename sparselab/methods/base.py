@@ -103,12 +103,13 @@ class Method:
         The linears of a block are pruned in the order in which they run, each on the inputs that
         the pruned ones before it leave.
     fisher : bool
-        Errors count as much as the loss's mean squared gradient in the dense model, at the output
-        (row of a matrix) where they are made, and, by its root, at the token: the first decides
-        which rows of a matrix keep more weights, the second which tokens the statistics heed.
+        Squared errors of a matrix's row count as much as the loss's mean squared gradient at that
+        output in the dense model, which decides which rows keep more weights; those of a token as
+        much as the root of it there, which decides what the statistics heed.
     divide : bool
         The zeros are divided among the matrices so that the loss expected of them is least (see
-        `divide_zeros`), where the sparsity is one fraction for all; n:m leaves nothing to divide.
+        `divide_zeros`, which tries SparseGPT whatever the method), where the sparsity is one
+        fraction for all; n:m leaves nothing to divide.
     reconstruct : Reconstruction, bool or {'tm', 'ebft', 'free_lunch'}, optional
         After a block's matrices are pruned, what is left of it is tuned by gradient (see
         `sl.Reconstruction`). True: with its defaults.
@@ -186,9 +187,25 @@ class Method:
         return self
 
     @property
+    def aims_at_dense_model(self) -> bool:
+        """Linears aim at the dense model, so that they are pruned in order."""
+        return self.targets != DENSE_BLOCK
+
+    @property
+    def follows_dense_model(self) -> bool:
+        """The dense model's activations go along."""
+        tuned = self.reconstruct
+        return self.aims_at_dense_model or (tuned is not None and tuned.targets != DENSE_BLOCK)
+
+    @property
+    def needs_dense_block(self) -> bool:
+        """A copy of the dense block is needed after it is pruned."""
+        return self.aims_at_dense_model or self.reconstruct is not None
+
+    @property
     def all_needs(self) -> set[str]:
         """Statistics that the method needs with its switches."""
-        dense = {GRAM, CROSS} if self.targets != DENSE_BLOCK else set()
+        dense = {GRAM, CROSS} if self.aims_at_dense_model else set()
         return {*self.needs, *dense, *({GRAM} if self.refit else ())}
 
     def prune_matrix(

@@ -26,7 +26,8 @@ class Reconstruction:
         What is tuned together: each matrix; attention, then the feed-forward network; or the block.
     targets : {'dense-stream', 'dense-block', 'dense-model'}
         From the pruned stream's inputs to the dense model's stream; from the pruned stream's inputs
-        to what the dense block makes of them; or from dense inputs to dense outputs.
+        to what the dense block makes of them; or from dense inputs to dense outputs. The words are
+        those of `Method.targets`, of a unit in place of a linear, and nothing is half way here.
     rate : float
         Adam's, at the start.
     epochs : int

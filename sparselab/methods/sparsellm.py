@@ -12,7 +12,7 @@ from ..numerics.refit import refit
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern
 from .admm import ADMM, STARTS
-from .base import DENSE_BLOCK, Fit, Method, Solution, Start, Target, common_option, regression
+from .base import Fit, Method, Solution, Start, Target, common_option, regression
 from .feed_forward import FeedForward
 
 Penalty = Annotated[float, "> 0", "the penalties are positive"]
@@ -145,7 +145,7 @@ class SparseLLM(Method):
         self, tokens: int, width: int, inner: int, linears: int, size: int
     ) -> dict[str, float]:
         """Bytes of tokens and auxiliary variables."""
-        aimed, gates = self.targets != DENSE_BLOCK, linears - 1
+        aimed, gates = self.aims_at_dense_model, linears - 1
         variables = gates * (self.epochs > 1) + (not self.realised)  # z, s and p, float32 [N, f]
         kept = tokens * (width * (4 + size * (1 + aimed)) + 4 * variables * inner)
         return {"feed-forward variables": kept}

@@ -1,6 +1,8 @@
 """What the engine must know of an architecture: blocks, linears, which of them share inputs."""
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +92,18 @@ def _experts(module: nn.Module) -> bool:
 def blocks_of(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, in order."""
     return operator.attrgetter(family_of(model).blocks)(model)
+
+
+@contextmanager
+def replaced_blocks(model: nn.Module, path: str, blocks: list[nn.Module]) -> Iterator[None]:
+    """Within it, the model runs through these blocks in place of its own, which are at `path`."""
+    above, _, name = path.rpartition(".")
+    parent, own = model.get_submodule(above), model.get_submodule(path)
+    setattr(parent, name, nn.ModuleList(blocks))
+    try:
+        yield
+    finally:
+        setattr(parent, name, own)
 
 
 def linears_of(model: nn.Module, layers: list[int] | None = None) -> dict[str, nn.Linear]:
