@@ -5,7 +5,7 @@ import pytest
 
 import sparselab as sl
 from sparselab import SparselabError, viz
-from sparselab.evaluation.published import COLUMNS, gaps
+from sparselab.evaluation.published import COLUMNS, PAPERS, gaps
 from sparselab.experiments.sweep import METHODS
 
 
@@ -29,17 +29,31 @@ def row(**changes):
 
 def test_every_number_has_a_source_and_a_protocol():
     table = sl.papers()
-    assert tuple(table.columns) == COLUMNS and len(table) > 200
-    assert not table.drop(columns=["sparsity", "table_or_figure", "seqlen"]).isna().any(axis=None)
-    assert not table.drop(columns="source").duplicated().any()
+    assert tuple(table.columns) == COLUMNS and len(table) > 600
+    may_be_empty = ["table_or_figure", "pattern", "sparsity", "seqlen", "note"]
+    assert not table.drop(columns=may_be_empty).isna().any(axis=None)
+    assert not table.drop(columns=["source", "seen", "note"]).duplicated().any()
     perplexities = table[table.metric == "perplexity"]
     assert perplexities.seqlen.isin([2048, 4096]).all() and (perplexities.value > 3).all()
     assert set(table.layers_pruned) == {"all", "first half", "none"}
     assert ((table.method == "dense") == (table.layers_pruned == "none")).all()
-    for pattern, sparsity in (
-        perplexities[["pattern", "sparsity"]].drop_duplicates().itertuples(index=False)
-    ):
+    assert (table.pattern.isna() == (table.metric == "seconds")).all()  # no paper says it for times
+    patterns = table[["pattern", "sparsity"]].dropna().drop_duplicates()
+    for pattern, sparsity in patterns.itertuples(index=False):
         assert sl.Pattern.parse(pattern).sparsity == pytest.approx(sparsity)
+
+
+def test_every_number_has_an_address_that_anyone_can_open():
+    table = sl.papers()
+    assert table.source.str.fullmatch(r"https://[^\s]+").all()
+    assert set(table.seen) == {"yes", "quoted", "no"}
+    assert table.note[table.seen != "yes"].str.len().gt(10).all()
+
+
+@pytest.mark.parametrize("file", sorted(PAPERS.glob("*.csv")), ids=lambda file: file.stem)
+def test_each_file_is_read_on_its_own(file):
+    text = file.read_text()
+    assert len(sl.papers(file.stem)) == len(text.splitlines()) - 1 and "guide" not in text.lower()
 
 
 def test_the_traps_of_the_papers_are_in_the_table():
@@ -57,7 +71,8 @@ def test_the_traps_of_the_papers_are_in_the_table():
 def test_dense_values_agree_with_the_ones_that_evaluate_knows():
     for one in sl.papers().query("method == 'dense' and metric == 'perplexity'").itertuples():
         known = sl.known_dense(one.model, one.dataset, one.seqlen)
-        assert known is None or one.value == pytest.approx(known, abs=0.01)
+        # DSnoT prints 10.12 for OPT-13b, SparseGPT 10.13.
+        assert known is None or one.value == pytest.approx(known, abs=0.0101)
 
 
 def test_gaps_are_signed_and_seeds_are_averaged():

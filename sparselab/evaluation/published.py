@@ -13,14 +13,10 @@ from ..runtime.files import ROOT
 PAPERS = ROOT / "data" / "papers"
 COLUMNS = tuple(
     "paper table_or_figure model method pattern sparsity metric dataset value layers_pruned seqlen"
-    " source".split()
+    " source seen note".split()
 )
 # What must agree before two perplexities can be compared, with the words for it.
 PROTOCOL = {"model": "model", "layers_pruned": "layers pruned", "seqlen": "tokens in a window"}
-
-
-# What no table of data/papers has: GPTQ (arXiv 2210.17323) and those after it print it.
-MORE_DENSE = {("facebook/opt-125m", "wikitext2", 2048): 27.65}
 
 
 def known_dense(name: str, corpus: str, seqlen: int) -> float | None:
@@ -49,7 +45,7 @@ def known_dense(name: str, corpus: str, seqlen: int) -> float | None:
         & (table.dataset == corpus)
         & (table.seqlen == seqlen)
     ]
-    return rows.value.iloc[0] if len(rows) else MORE_DENSE.get((name, corpus, seqlen))
+    return rows.value.iloc[0] if len(rows) else None
 
 
 def papers(*names: str) -> pd.DataFrame:
@@ -65,9 +61,10 @@ def papers(*names: str) -> pd.DataFrame:
     DataFrame
         One row a number. Columns: paper, table_or_figure, model (Hub id), method (as in sweeps),
         pattern (n:m counts zeros), sparsity, metric, dataset, value, layers_pruned ('all', 'first
-        half', 'none' for dense), seqlen (tokens in an evaluation window), source (where the number
-        was read, which for some papers is a text that quotes them). Only numbers that someone can
-        look up are there; the rest of the papers' tables is missing, not zero.
+        half', 'none' for dense), seqlen (tokens in an evaluation window), source (a public
+        address), seen ('yes' where this very number was read at that address, 'no' where it could
+        not be opened), note (what else to know of it). The papers' tables are not whole: what is
+        missing is missing, not zero.
 
     Raises
     ------
@@ -123,7 +120,8 @@ def gaps(
     if theirs is None:
         published = published[published.model.isin(mine.model)]
     published = published.assign(pattern=published.pattern.map(Pattern.parse).map(str))
-    # Several papers print the same number.
+    # Several papers print the same number: the one that was looked up stands.
+    published = published.sort_values("seen", ascending=False, kind="stable")
     published = published.drop_duplicates([*PROTOCOL, "method", "pattern", "value"])
     table = mine.merge(published, on=["method", "pattern"], suffixes=("", "_theirs"))
     if table.empty:
