@@ -184,3 +184,35 @@ def test_published_switches_leave_the_feed_forward_network_to_the_start(tiny, wi
     }
     ffn = sl.family_of(tiny).ffn
     assert all(same[name] for name in same if name.endswith(ffn)) and not all(same.values())
+
+
+@pytest.mark.parametrize("spec", PATTERNS)
+@pytest.mark.parametrize("grow", ["expected", "wanda", "magnitude"])
+@pytest.mark.parametrize("drop", ["wanda", "magnitude", "expected"])
+def test_one_swap_follows_the_criteria(layer, spec, grow, drop):
+    """The first swap of each row, against the criteria written out weight by weight."""
+    w, _, stats = layer
+    pattern = Pattern.parse(spec)
+    start = prune_rows(start_scores("wanda", w, stats), pattern, per_row=True)
+    rule = sl.DSnoT(max_cycles=1, threshold=0, grow=grow, drop=drop)
+    pruned = ~rule.solve(w, stats, pattern).mask
+    wanda, error = w.abs() * stats.norms, expected_error(w, start, stats)
+    moved = 0
+    for row in range(len(w)):
+        sign = 1 if error[row] >= 0 else -1
+        effect = w[row] * stats.mean * sign  # of pruning: what it adds to the row's error
+        scores = {"wanda": wanda[row], "magnitude": w[row].abs()}
+        growing = {**scores, "expected": effect / stats.variance}[grow]
+        dropping = {**scores, "expected": effect}[drop]
+        back = [k for k in range(w.shape[1]) if start[row, k] and effect[k] > 0]
+        back = max((k for k in back if stats.variance[k] > 0), key=lambda k: growing[k])
+        group = range(w.shape[1])
+        if pattern.m:
+            group = range(back // pattern.m * pattern.m, (back // pattern.m + 1) * pattern.m)
+        away = [k for k in group if not start[row, k] and (pattern.m or effect[k] < 0)]
+        away = min(away, key=lambda k: dropping[k])
+        expected = start[row].clone()
+        if abs(error[row]) + effect[away] - effect[back] > 0:  # the sign rule
+            expected[back], expected[away], moved = False, True, moved + 1
+        assert torch.equal(pruned[row], expected)
+    assert moved > 0

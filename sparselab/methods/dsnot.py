@@ -2,7 +2,7 @@
 cancelled."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,13 @@ class DSnoT(Method):
         A row rests before a swap that would flip the sign of e, so that |e| never grows.
     variance_power : float
         Pruned weights are regrown in the order of W_ij E[X_j] / Var[X_j]^power.
+    grow : {'expected', 'wanda', 'magnitude'}
+        Which of the pruned weights that lower e comes back first: the one of the order above, of
+        the highest Wanda score, or of the largest |W|.
+    drop : {'wanda', 'magnitude', 'expected'}
+        Which of the kept weights whose loss lowers e is pruned first: the one of the lowest Wanda
+        score, of the smallest |W|, or the one that lowers e most. In n:m patterns any of the same
+        group.
     skip_ffn : bool
         The matrices of the feed-forward network keep the mask of `initial`.
     **switches
@@ -49,6 +56,8 @@ class DSnoT(Method):
     threshold: Annotated[float, ">= 0"] = 0.1
     same_sign: bool = True
     variance_power: Annotated[float, ">= 0"] = 1.0
+    grow: Literal["expected", "wanda", "magnitude"] = "expected"
+    drop: Literal["wanda", "magnitude", "expected"] = "wanda"
     skip_ffn: bool = False
     name = "dsnot"
     presets = ("published",)
@@ -92,6 +101,22 @@ def expected_error(weight: Tensor, pruned: Tensor, stats: Statistics) -> Tensor:
     return (weight * stats.mean * pruned).sum(1)
 
 
+def _growing_key(rule: DSnoT, weight: Tensor, effect: Tensor, stats: Statistics) -> Tensor:
+    """By which pruned weights come back, the highest first, [r, c]; inputs without variance never
+    do."""
+    if rule.grow == "expected":
+        smallest = torch.finfo(effect.dtype).tiny
+        key = effect / stats.variance.clamp(min=smallest) ** rule.variance_power
+    else:
+        key = start_scores(rule.grow, weight, stats)
+    return key.masked_fill(stats.variance <= 0, -torch.inf)
+
+
+def _dropping_score(rule: DSnoT, weight: Tensor, effect: Tensor, stats: Statistics) -> Tensor:
+    """By which kept weights are pruned, the lowest first, [r, c]."""
+    return effect if rule.drop == "expected" else start_scores(rule.drop, weight, stats)
+
+
 def _move(
     rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, pattern: Pattern
 ) -> Tensor:
@@ -131,12 +156,12 @@ class _Side:
     def __init__(
         self, rule: DSnoT, weight: Tensor, pruned: Tensor, effect: Tensor, stats: Statistics
     ):
-        variance = stats.variance
-        candidate = pruned & (variance > 0) & (effect > 0)
-        key = effect / variance.clamp(min=torch.finfo(effect.dtype).tiny) ** rule.variance_power
+        candidate = pruned & (effect > 0)
+        key = _growing_key(rule, weight, effect, stats)
         self.length = min(rule.max_cycles, effect.shape[1])
         grow_key, self.grow = key.masked_fill(~candidate, -torch.inf).topk(self.length, dim=1)
-        scores = wanda_scores(weight, stats.norms).masked_fill(pruned | (effect >= 0), torch.inf)
+        scores = _dropping_score(rule, weight, effect, stats)
+        scores = scores.masked_fill(pruned | (effect >= 0), torch.inf)
         score, self.prune = scores.topk(self.length, dim=1, largest=False)
         exists = torch.isfinite(grow_key) & torch.isfinite(score)
         change = effect.gather(1, self.grow) - effect.gather(1, self.prune)  # of e, [r, k] >= 0
@@ -159,18 +184,18 @@ class _Side:
 def _move_in_groups(
     rule: DSnoT, weight: Tensor, pruned: Tensor, stats: Statistics, pattern: Pattern
 ) -> Tensor:
-    """n:m swaps: regrow in the order of the key, prune the lowest Wanda score of the same group of
-    m inputs. Nothing in the group may lower e: as published, such a swap is done all the same."""
+    """n:m swaps: regrow in the order of the key, prune the lowest score of the same group of m
+    inputs. Nothing in the group may lower e: as published, such a swap is done all the same."""
     (r, c), m, rows = weight.shape, pattern.m, torch.arange(len(weight), device=weight.device)
     error = expected_error(weight, pruned, stats)
     mirror = torch.where(error < 0, -1.0, 1.0)
     effect, error = weight * stats.mean * mirror[:, None], error * mirror
-    variance = stats.variance
-    key = effect / variance.clamp(min=torch.finfo(effect.dtype).tiny) ** rule.variance_power
-    key = key.masked_fill(~(pruned & (variance > 0) & (effect > 0)), -torch.inf)
+    key = _growing_key(rule, weight, effect, stats)
+    key = key.masked_fill(~(pruned & (effect > 0)), -torch.inf)
     length = min(rule.max_cycles, c)
     keys, grow = key.topk(length, dim=1)  # [r, k]
-    scores = wanda_scores(weight, stats.norms).masked_fill(pruned, torch.inf).view(r, c // m, m)
+    scores = _dropping_score(rule, weight, effect, stats)
+    scores = scores.masked_fill(pruned, torch.inf).view(r, c // m, m)
     pruned, active = pruned.clone(), torch.ones(r, dtype=torch.bool, device=weight.device)
     for k in range(length):
         g = grow[:, k]
