@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
     LlamaConfig,
@@ -61,6 +61,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
     )
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """The words w0, w1, ..., one for each token of the tiny models, with spaces between them."""
+    vocabulary = {f"w{number}": number for number in range(VOCABULARY)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1")
 
 
 def stored(path: Path, model, **options) -> Path:

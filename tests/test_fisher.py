@@ -320,7 +320,7 @@ def test_a_broken_run_goes_on_with_the_same_bits(tiny, folder, windows, place, m
     if place:
         with pytest.raises(sl.SparselabError, match="interrupted run with method"):
             sl.prune(folder, windows, **{**call, "fisher": False})
-        monkeypatch.setattr("sparselab.engine.offload.free_bytes", lambda _: 1)
+        monkeypatch.setattr("sparselab.runtime.offload.free_bytes", lambda _: 1)
         monkeypatch.setattr("sparselab.engine.loop.fisher_weights", None)
         monkeypatch.setattr("sparselab.engine.loop.divide_zeros", None)
     report = sl.prune(folder, windows, **call)

@@ -94,6 +94,15 @@ def test_streamed_on_a_gpu_gives_the_same_bits(method, offload, tmp_path):
     )
 
 
+@pytest.mark.parametrize("offload", ["device", "cpu", "disk"])
+def test_scores_of_a_model_in_files_on_a_gpu_are_those_in_memory(offload):
+    model, tokenizer = sl.load("opt-mini")
+    text, call = sl.tokens(tokenizer, "demo")[:4096], {"seqlen": 256, "progress": False}
+    found = sl.perplexity("opt-mini", text, offload=offload, **call)
+    expected = sl.perplexity(model, text, **call)
+    assert torch.allclose(found.losses, expected.losses, rtol=0.01)
+
+
 def test_the_kernel_gives_what_the_plain_loop_gives():
     compare(pytest.importorskip("sparselab.methods.sparsegpt_triton").prune_block, "cuda")
 

@@ -3,10 +3,7 @@
 import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook, disk_offload, dispatch_model
-from conftest import TINY, VOCABULARY
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from conftest import TINY, VOCABULARY, word_tokenizer
 
 import sparselab as sl
 from sparselab import SparselabError
@@ -48,10 +45,7 @@ WAYS = [on_the_cpu, on_disk, over_a_map, while_it_runs]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocabulary = {f"w{number}": number for number in range(VOCABULARY)}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1")
+    return word_tokenizer()
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -124,6 +124,22 @@ def test_logits_at_sparsity_0_are_those_of_transformers(kind, tmp_path, capsys):
         assert isinstance(got, str) or cells[path] == "equal", path
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_losses_block_by_block_are_those_of_the_whole_model(kind, tmp_path):
+    """Or they are refused, with the words that refuse to prune it so."""
+    source = stored(tmp_path / "model", random_model(kind), max_shard_size="20KB")
+    call = {"tokens": windows(9).flatten(), "seqlen": 32, "progress": False}
+    try:
+        streamed(source, tmp_path / "out")
+    except sl.SparselabError as error:
+        with pytest.raises(sl.SparselabError) as refused:
+            sl.perplexity(source, **call)
+        assert str(refused.value) == str(error)
+        return
+    expected = sl.perplexity(sl.load(source)[0], **call)
+    assert torch.equal(sl.perplexity(source, **call).losses, expected.losses)
+
+
 # Which files and tensors count.
 
 

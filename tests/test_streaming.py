@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sparselab as sl
 from sparselab.engine import sources as streaming
-from sparselab.engine.offload import ActivationStore
 from sparselab.models.checkpoint import Checkpoint
 from sparselab.models.shards import INDEX, tensors_in
+from sparselab.runtime.offload import ActivationStore
 
 FAMILIES = {"OPT": tiny_opt, "LLaMA": tiny_llama}
 
@@ -528,7 +528,7 @@ def test_where_activations_wait_does_not_matter(windows, place, targets, monkeyp
 def test_shelf_chooses_by_size(monkeypatch):
     model = tiny_opt()
     for free, place in ((1e9, "device"), (1e3, "disk")):
-        monkeypatch.setattr("sparselab.engine.offload.free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr("sparselab.runtime.offload.free_bytes", lambda _, free=free: free)
         assert ActivationStore.choose("auto", model, 1000).place == place
 
 

@@ -8,6 +8,7 @@ import tomllib
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, tiny_opt
@@ -169,6 +170,16 @@ def test_the_table_says_how_sure_it_is(folder, mini):
     assert table.source.str.contains("sha256:").all() and table.model.eq("opt-mini").all()
 
 
+def test_a_model_in_files_gets_the_same_table(folder, mini):
+    """Read block by block, with the tokenizer that belongs to it."""
+    expected = sl.zeroshot(*mini, folder=folder, progress=False)
+    found = sl.zeroshot("opt-mini", folder=folder, progress=False)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    options = {"folder": folder, "progress": False}
+    found = answers("opt-mini", None, "piqa", offload="disk", device="cpu", **options)
+    pd.testing.assert_frame_equal(found, answers(*mini, "piqa", **options))
+
+
 def test_length_normalised_answers_divide_by_characters(folder, mini):
     for row, item in zip(
         answers(*mini, "hellaswag", folder=folder, progress=False).itertuples(),
@@ -189,6 +200,10 @@ def test_what_is_missing_gets_a_sentence(folder, mini, monkeypatch):
         sl.zeroshot(*mini, "piqa", folder=folder)
     with pytest.raises(SparselabError, match="at least one item"):
         sl.zeroshot(*mini, ["piqa"], folder=folder, limit=0)
+    with pytest.raises(SparselabError, match="came without a tokenizer"):
+        sl.zeroshot(tiny_opt(), tasks=["piqa"], folder=folder)
+    with pytest.raises(SparselabError, match="takes a model in memory, and 'opt-mini' is a name"):
+        sl.zeroshot("opt-mini", tasks=["piqa"], harness=True)
     (folder / "piqa.jsonl").unlink()
     with pytest.raises(SparselabError, match=f"piqa.jsonl, which is not in {folder}"):
         sl.zeroshot(*mini, ["boolq", "piqa"], folder=folder)
@@ -198,6 +213,12 @@ def test_what_is_missing_gets_a_sentence(folder, mini, monkeypatch):
     (folder / "boolq.jsonl").write_text('{"passage": "Fish swim."}\n')
     with pytest.raises(SparselabError, match="not written as the task boolq expects"):
         items("boolq", None, folder)
+    (folder / "broken").mkdir()  # before the first task is scored
+    for task in ("arc_easy", "boolq"):
+        (folder / TASKS[task].file).rename(folder / "broken" / TASKS[task].file)
+    monkeypatch.setattr("sparselab.evaluation.zeroshot._answers", lambda *_: pytest.fail("scored"))
+    with pytest.raises(SparselabError, match="not written as the task boolq expects"):
+        sl.zeroshot("opt-mini", tasks=["arc_easy", "boolq"], folder=folder / "broken")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +261,8 @@ def test_from_a_shell(folder, capsys):
     assert main(["zeroshot", "opt-mini", *options, str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "piqa" in printed and "lambada_openai" in printed and "stderr" in printed
+    assert main(["zeroshot", "opt-mini", "--stream", *options, str(folder)]) == 0
+    assert capsys.readouterr().out == printed
     assert main(["zeroshot", "--tasks", "pica", "--folder", str(folder)]) == 1
 
 

@@ -341,9 +341,10 @@ def _divergences(model: nn.Module, dense: nn.Module, windows: LongTensor, progre
     ) as bar:
         return torch.cat(
             in_batches(
-                lambda ids: window_divergences(model, ids, _predictions(dense, ids)),
-                windows,
+                lambda ids, _: window_divergences(model, ids, _predictions(dense, ids)),
+                windows.split,
                 model,
+                windows.shape[1],
                 bar,
             )
         )

@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 
 from ..errors import SparselabError
 from ..evaluation.perplexity import token_losses
-from ..models.architecture import Family, family_of, replaced_blocks
+from ..models.architecture import Family, family_of
+from ..models.blockwise import ActivationBatch, blocks_gave
 from ..models.hooks import watching
 from ..runtime import distributed
 from ..runtime.memory import batch_size, with_batch_halving
-from .activations import ActivationBatch, CalibrationActivations
-from .offload import ActivationStore
+from ..runtime.offload import ActivationStore
+from .activations import CalibrationActivations
 from .sources import InMemoryBlocks, StreamedBlocks
 
 ROW_FLOOR, TOKEN_FLOOR = 1e-3, 0.05  # added to shares of the mean: none is worth nothing
@@ -228,25 +229,10 @@ def _back(
 def _slope_at_end(model: nn.Module, family: Family, part: ActivationBatch) -> Tensor:
     """The gradient of the summed loss of a part's windows with respect to the last block's output,
     window by window: logits are large."""
-    slopes, last = [], model.get_submodule(family.blocks)[-1]
-    device = next(model.parameters()).device
+    slopes, device = [], next(model.parameters()).device
     for ids, given in zip(part.ids.split(1), part.hidden.split(1), strict=True):
         hidden = given.to(device).detach().requires_grad_()
-        with torch.enable_grad(), replaced_blocks(model, family.blocks, [_Given(last, hidden)]):
+        with torch.enable_grad(), blocks_gave(model, family.blocks, hidden):
             logits = model(ids.to(device), use_cache=False).logits
             slopes += torch.autograd.grad(token_losses(logits, ids).sum(), hidden)
     return torch.cat(slopes)
-
-
-class _Given(nn.Module):
-    """Stands for all blocks: gives what they gave, whatever it receives."""
-
-    def __init__(self, like: nn.Module, hidden: Tensor):
-        super().__init__()
-        self.__dict__["like"], self.__dict__["hidden"] = like, hidden
-
-    def __getattr__(self, name: str):
-        return getattr(self.__dict__["like"], name)  # such as attention_type, which a model reads
-
-    def forward(self, *args, **kwargs) -> Tensor:
-        return self.__dict__["hidden"]

@@ -18,7 +18,7 @@ from .division import divide_zeros, divides
 from .fisher import Fisher, fisher_weights
 from .report import Report
 from .sources import fingerprint
-from .verification import verify_blockwise, verify_residual_stream, verify_streamed
+from .verification import verify_blockwise, verify_residual_stream
 
 
 def prune_blocks(run: PruningRun, batch: int | None, offload: str, progress: bool) -> Report:
@@ -137,8 +137,8 @@ def _verify(run: PruningRun, progress: bool) -> None:
     """Proof, before anything changes, that block by block equals the whole model."""
     source, targets = run.source, run.method.targets
     if source.streamed:
-        with run.clock("check"):
-            verify_streamed(source, run.calibration[:1], targets)
+        with run.clock("check"), source.verified(run.calibration[:1]):
+            verify_residual_stream(source.model, run.calibration[:1], targets)
         return
     with run.clock("check"):
         gate = verify_blockwise(source.model, run.calibration)

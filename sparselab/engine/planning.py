@@ -19,8 +19,8 @@ from ..models.checkpoint import config_of, empty_model
 from ..models.loading import find_device
 from ..numerics.statistics import GRAM
 from ..runtime.memory import TOKENS_AT_ONCE, free_bytes
+from ..runtime.offload import ActivationStore
 from .division import ABOVE, BELOW
-from .offload import ActivationStore
 
 GIB = 2**30
 RUNTIME = {"cpu": 0.6 * GIB, "cuda": 0.5 * GIB}  # Python and torch themselves, CUDA's context

@@ -17,7 +17,7 @@ from ..methods.parameters import checked
 from ..methods.reconstruction import Reconstruction
 from ..methods.registry import find_method
 from ..models.architecture import Family, blocks_of, family_of, linears_of, model_name
-from ..models.loading import find_device, find_dtype
+from ..models.loading import find_place
 from ..models.validation import (
     check_feed_forward,
     check_not_shared,
@@ -28,11 +28,11 @@ from ..models.validation import (
 from ..patterns import Allocation, Pattern, plain
 from ..runtime.files import DISTRIBUTION
 from ..runtime.memory import naming_memory_errors
+from ..runtime.offload import ActivationStore
 from .block import PhaseClock, PruningRun
 from .division import divides
 from .finetuning import check_trainable
 from .loop import dry_run_one_block, open_result, prune_blocks
-from .offload import ActivationStore
 from .reconstruction import units_of
 from .report import Report
 from .sources import InMemoryBlocks, StreamedBlocks
@@ -165,6 +165,7 @@ def prune(
             return dry_run_one_block(run, batch, offload)
         open_result(run, batch)
         report = prune_blocks(run, batch, offload, progress)
+        report.seconds["total"] = time.perf_counter() - started  # for the report beside the weights
         source.complete(report)
     report.seconds["total"] = time.perf_counter() - started
     return report
@@ -179,10 +180,8 @@ def _source(
                 f"prune({str(model)!r}) reads a model block by block and writes the result: say"
                 " where, out='folder'. To prune in memory, pass the model that sl.load gives."
             )
-        device, dtype = find_device(device), find_dtype(dtype)
-        return StreamedBlocks(
-            model, out, dtype or (torch.float32 if device.type == "cpu" else None), device
-        )
+        device, dtype = find_place(device, dtype)
+        return StreamedBlocks(model, out, dtype, device)
     if (out, dtype, device) != (None, None, None):
         raise SparselabError(
             "out=, dtype= and device= belong to a model given by name. A model in memory is pruned"

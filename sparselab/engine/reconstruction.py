@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ..errors import SparselabError
 from ..methods.reconstruction import Reconstruction
 from ..models.architecture import Family
+from ..models.blockwise import ActivationBatch
 from ..runtime import distributed
 from ..runtime.memory import OUT_OF_MEMORY, retry_smaller
-from .activations import ActivationBatch, CalibrationActivations
+from .activations import CalibrationActivations
 from .finetuning import diverged, learning
 
 WORSE = 3.0  # the rate is divided by this after a pass that did not lower the held-out error

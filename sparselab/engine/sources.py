@@ -4,9 +4,9 @@ run goes on."""
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..models.architecture import blocks_of, family_of
-from ..models.checkpoint import Checkpoint
+from ..models.architecture import blocks_of
 from ..models.loading import tokenizer_of
 from ..models.packed import stored_tensors
 from ..models.saving import write_beside_weights
 from ..models.shards import INDEX, tensors_in
+from ..models.streaming import BlockReader
 from ..runtime import distributed
 from ..runtime.files import (
     check_room,
@@ -88,10 +88,9 @@ class InMemoryBlocks:
         """The run has ended, well or not."""
 
 
-class StreamedBlocks:
-    """A model in safetensors files. `model` has memory for what comes before the blocks; `load`
-    fills a block, while the one after it is read ahead; `finish` writes it as a shard of the result
-    and lets it go.
+class StreamedBlocks(BlockReader):
+    """A model in safetensors files, read block by block; `finish` writes a block as a shard of the
+    result and lets it go.
 
     The result grows in `<out>.part`, named in a manifest that is written after each shard. The same
     call goes on after the last finished block, whose activations are computed anew from the shards,
@@ -110,23 +109,9 @@ class StreamedBlocks:
     ):
         self.out = _new_folder(out) if out else None  # a dry run writes nothing
         distributed.barrier()  # nobody writes before all have looked
-        self.checkpoint, self.device = Checkpoint(name), device
-        self.model = self.checkpoint.skeleton(dtype)
-        self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks
-        self.like = [dict(block.state_dict()) for block in self.blocks]  # without memory
-        self.outside = {
-            key: like
-            for key, like in stored_tensors(self.model).items()
-            if not key.startswith(self.prefix + ".")
-        }
-        needed = self.model.base_model_prefix + "."
-        used = {key: like for key, like in self.outside.items() if key.startswith(needed)}
-        self.own_head = {key: like for key, like in self.outside.items() if key not in used}
-        self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
-        self.model.tie_weights()
-        _move_outside(self.model, self.blocks, device)
-        self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.ahead: dict[int, Future] = {}
+        super().__init__(name, dtype, device)
+        self.read_outside()
+        self.writer = ThreadPoolExecutor(1)
         self.written: Future | None = None
         self.lock: int | None = None
         self.done = 0
@@ -140,21 +125,6 @@ class StreamedBlocks:
         """Where the result grows until it is whole."""
         return self.out.with_name(self.out.name + ".part")
 
-    # reading
-
-    def load(self, layer: int, then: int | None = None) -> nn.Module:
-        """The dense block on the device; the next one, or `then`, is being read meanwhile."""
-        tensors = self.ahead.pop(layer, None) or self._read(layer)
-        then = layer + 1 if then is None else then
-        if 0 <= then < len(self.blocks):
-            self.ahead[then] = self._read(then)
-        return self._fill(layer, tensors.result())
-
-    def release(self, layer: int) -> None:
-        """Free the memory of a block that did not change."""
-        self.blocks[layer].to("meta")
-        trim_host_memory()
-
     def kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors that are made once, before the first block is pruned, and wait beside the shards:
         a resumed run has the same bits."""
@@ -167,39 +137,9 @@ class StreamedBlocks:
                 self._save(file, tensors)
         return {key: value.to(self.device) for key, value in load_file(file).items()}
 
-    @contextmanager
-    def head(self) -> Iterator[None]:
-        """Within it, an output head that is not the embeddings has memory as well."""
-        for key, value in self.checkpoint.read(self.own_head).items():
-            _put(self.model, key, value.to(self.device))
-        try:
-            yield
-        finally:
-            for key, like in self.own_head.items():
-                _put(self.model, key, like)
-
-    def forget(self) -> None:
-        """Free all blocks, and start reading from the first."""
-        self.ahead = {}
-        self.blocks.to("meta")
-
     def restore(self, layer: int) -> None:
         """Replace the dense block by the one finished in an earlier run."""
         self._fill(layer, load_file(self.part / self._shard(layer + 1)))
-
-    def _read(self, layer: int) -> Future:
-        names = {f"{self.prefix}.{layer}.{key}": like for key, like in self.like[layer].items()}
-        return self.reader.submit(self.checkpoint.read, names, stored=True)
-
-    def _fill(self, layer: int, tensors: dict[str, Tensor]) -> nn.Module:
-        here = {}
-        for name, tensor in tensors.items():
-            key = name.removeprefix(f"{self.prefix}.{layer}.")
-            here[key] = tensor.to(
-                self.device, self.like[layer][key].dtype
-            )  # 16 bits take half the room until here
-        self.blocks[layer].load_state_dict(here, assign=True)
-        return self.blocks[layer]
 
     # writing
 
@@ -322,7 +262,7 @@ class StreamedBlocks:
     def complete(self, report: Report) -> None:
         """Write what makes a folder of shards a model, and give it its name."""
         self._wait()
-        self.reader.shutdown()
+        super().close()
         if distributed.rank() == 0:
             with self._naming_file_errors():
                 self._complete(report)
@@ -331,7 +271,7 @@ class StreamedBlocks:
     def close(self) -> None:
         """The run has ended. After an error let what is being written end; finished blocks stay for
         the next call."""
-        self.reader.shutdown(cancel_futures=True)
+        super().close()
         self.writer.shutdown()
         if self.lock is not None:
             os.close(self.lock)
@@ -421,22 +361,3 @@ def fingerprint(settings: dict, calibration: LongTensor) -> dict:
             }
         )
     )
-
-
-def _put(model: nn.Module, key: str, value: Tensor) -> None:
-    """Let a parameter be this tensor."""
-    path, _, name = key.rpartition(".")
-    setattr(model.get_submodule(path), name, nn.Parameter(value, requires_grad=False))
-
-
-def _move_outside(model: nn.Module, blocks: nn.ModuleList, device: torch.device) -> None:
-    """Everything but the blocks, and a head of its own, to the device; blocks have no memory."""
-    inside = {id(module) for block in blocks for module in block.modules()}
-    for module in model.modules():
-        if id(module) not in inside:
-            for name, value in module.named_parameters(recurse=False):
-                if not value.is_meta:
-                    setattr(module, name, nn.Parameter(value.to(device), requires_grad=False))
-            for name, value in module.named_buffers(recurse=False):
-                setattr(module, name, value.to(device))
-    model.tie_weights()

@@ -3,14 +3,14 @@
 import warnings
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import LongTensor, nn
 
 from ..errors import SparselabError
 from ..evaluation.perplexity import Perplexity, token_losses
-from ..models.architecture import blocks_of, family_of, linears_of, model_name, replaced_blocks
+from ..models.architecture import blocks_of, family_of, linears_of, model_name
+from ..models.blockwise import compare_blockwise
 from ..models.hooks import watching
 from .activations import CalibrationActivations
-from .sources import StreamedBlocks
 
 GATE_SHARE = (
     32  # one calibration window in 32 (at most 8) measures the dense perplexity before a run
@@ -34,7 +34,7 @@ def verify_blockwise(model: nn.Module, calibration: LongTensor) -> Perplexity:
     gate = Perplexity(torch.cat(losses), calibration.shape[1])
     if not torch.isfinite(gate.losses).all():
         raise SparselabError(_first_nonfinite(model, calibration[:1]))
-    _compare_blockwise(model, calibration[:1], last[0])
+    compare_blockwise(model, calibration[:1], last[0])
     vocabulary = model.get_input_embeddings().num_embeddings
     if gate > 2 * vocabulary:
         warnings.warn(
@@ -43,33 +43,6 @@ def verify_blockwise(model: nn.Module, calibration: LongTensor) -> Perplexity:
             stacklevel=6,
         )
     return gate
-
-
-def _compare_blockwise(model: nn.Module, window: LongTensor, output: Tensor | tuple) -> None:
-    """Block by block on one window [1, seqlen] against what the last gave inside the model."""
-    whole = output if isinstance(output, Tensor) else output[0]  # [1, seqlen, width]
-    stream = CalibrationActivations(model, window, 1)
-    for block in blocks_of(model):
-        stream.replay(block)
-    gap = ((stream.parts[0].hidden - whole).abs().max() / whole.abs().max()).item()
-    if not gap < 1e-3:
-        if len(kinds := _kinds(model)) > 1:
-            raise SparselabError(
-                f"{model_name(model)} has blocks of several kinds ({', '.join(kinds)}), whose"
-                " attention reads other windows: they cannot be called one after the other with"
-                " the same mask. Take a seqlen that fits its windows, or a model whose blocks are"
-                " all of one kind."
-            )
-        raise SparselabError(
-            f"{model_name(model)}: block by block differs from the whole model by {gap:.2g} of the "
-            "largest activation. Its blocks are not called as this version of sparselab expects; "
-            "please report it with the versions that `python -m sparselab doctor` prints."
-        )
-
-
-def _kinds(model: nn.Module) -> list[str]:
-    """The kinds of a model's blocks, by their attention."""
-    return sorted({*(getattr(model.config, "layer_types", None) or ())})
 
 
 def verify_residual_stream(model: nn.Module, window: LongTensor, targets: str) -> None:
@@ -97,27 +70,6 @@ def verify_residual_stream(model: nn.Module, window: LongTensor, targets: str) -
             f" {' and '.join(residual)} to the residual stream as they are. Choose"
             " targets='dense-model'."
         )
-
-
-def verify_streamed(source: StreamedBlocks, window: LongTensor, targets: str) -> None:
-    """The same proof for a model in files, cut to its first two blocks."""
-    if len(kinds := _kinds(source.model)) > 1:  # two blocks do not speak for all
-        raise SparselabError(
-            f"{model_name(source.model)} has blocks of several kinds ({', '.join(kinds)}), of which"
-            " two cannot speak for all. Load it with sl.load: where its windows are no shorter"
-            " than seqlen, sl.prune takes the whole model."
-        )
-    last, blocks = [], [source.load(layer) for layer in range(min(2, len(source.blocks)))]
-    try:
-        with (
-            replaced_blocks(source.model, source.prefix, blocks),
-            watching({"": blocks[-1]}, after=lambda name, args, output: last.append(output)),
-        ):  # all but the head, which has no memory
-            source.model.base_model(window.to(source.device), use_cache=False)
-            _compare_blockwise(source.model, window, last[0])
-            verify_residual_stream(source.model, window, targets)
-    finally:
-        source.forget()
 
 
 def _first_nonfinite(model: nn.Module, ids: LongTensor) -> str:

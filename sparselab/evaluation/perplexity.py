@@ -1,15 +1,15 @@
 """Perplexity by the papers' definition, with its standard error."""
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import SparselabError
-from ..models.validation import check_finite, check_ids, check_ready, check_windows
-from ..runtime.memory import in_batches
+from ..models.validation import check_finite, check_ids, check_windows
+from .forward import Texts, opened
 from .placement import input_device
 
 
@@ -80,7 +80,14 @@ class Perplexity(float):
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module, tokens: LongTensor, *, seqlen: int = 2048, progress: bool = True
+    model: nn.Module | str | Path,
+    tokens: LongTensor,
+    *,
+    seqlen: int = 2048,
+    progress: bool = True,
+    offload: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
 ) -> Perplexity:
     """Perplexity of a text in windows that do not overlap; the remainder is dropped.
 
@@ -89,14 +96,20 @@ def perplexity(
 
     Parameters
     ----------
-    model : nn.Module
-        What `sl.load` gave.
+    model : nn.Module, str or Path
+        What `sl.load` gave; or the name of a model (a folder, a Hub id), which is then read from
+        its files block by block and never whole in memory: about three blocks, the activations of
+        all windows, and one batch's logits.
     tokens : LongTensor of shape (n,)
         See `sl.tokens`.
     seqlen : int
         Tokens in a window.
     progress : bool
         Show a progress bar.
+    offload : {'auto', 'device', 'cpu', 'disk'}
+        Where the activations wait between two blocks of a model in files, as for `sl.prune`.
+    dtype, device : torch.dtype, torch.device or str, optional
+        For a model that is given by name; they mean what they mean to `sl.load`.
 
     Returns
     -------
@@ -106,23 +119,23 @@ def perplexity(
     Raises
     ------
     SparselabError
-        If the text is shorter than one window, or a loss is not finite.
+        If the text is shorter than one window, or a loss is not finite; for a model in files, if
+        one is missing, or if it cannot be run block by block. What can be wrong with the text is
+        found before a weight is read.
     """
-    check_ready(model)
-    check_windows(model, seqlen)
-    check_ids(model, tokens, "the evaluation text")
-    if tokens.ndim != 1 or len(tokens) < seqlen:
-        raise SparselabError(
-            f"the evaluation text has shape {tuple(tokens.shape)}: perplexity needs one row of at"
-            f" least seqlen={seqlen} tokens. Use a longer text or a shorter seqlen."
-        )
-    windows = tokens[: len(tokens) // seqlen * seqlen].view(-1, seqlen)
-    with tqdm(
-        total=len(windows), desc="perplexity", unit="window", disable=not progress, leave=False
-    ) as bar:
-        parts = in_batches(lambda ids: window_losses(model, ids), windows, model, bar)
-    losses = torch.cat(parts)
-    check_finite(model, losses, "windows' losses")
+    with opened(model, offload, dtype, device) as forward:
+        check_windows(forward.model, seqlen)
+        check_ids(forward.model, tokens, "the evaluation text")
+        if tokens.ndim != 1 or len(tokens) < seqlen:
+            raise SparselabError(
+                f"the evaluation text has shape {tuple(tokens.shape)}: perplexity needs one row of"
+                f" at least seqlen={seqlen} tokens. Use a longer text or a shorter seqlen."
+            )
+        windows = tokens[: len(tokens) // seqlen * seqlen].view(-1, seqlen)
+        texts = Texts("perplexity", "window", len(windows), seqlen, windows.split)
+        parts = forward.scores(texts, lambda model, ids, _: window_losses(model, ids), progress)
+        losses = torch.cat(parts)
+        check_finite(forward.model, losses, "windows' losses")
     return Perplexity(losses, seqlen)
 
 

@@ -6,22 +6,22 @@ highest after division by its length in characters (acc_norm).
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import LongTensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenising import encode_each
 from ..errors import SparselabError
 from ..models.architecture import context_length, model_name
-from ..models.validation import check_finite, check_ids, check_ready
+from ..models.validation import check_finite, check_ids
 from ..runtime.files import sha256
-from ..runtime.memory import batch_size, with_batch_halving
+from .forward import ModelInFiles, ModelInMemory, Texts, opened, tokenizer_for
 from .harness import METRICS, by_harness
 from .perplexity import Perplexity
 from .placement import input_device
@@ -31,13 +31,15 @@ AT_ONCE = 1000  # requests that are tokenised at once
 Found = dict[int, tuple[float, bool]]  # by the request's number, what `loglikelihoods` gives
 
 
-@torch.no_grad()
 def loglikelihoods(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
     requests: Sequence[tuple[str, str]],
     *,
     progress: bool = True,
+    offload: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
 ) -> list[tuple[float, bool]]:
     """How likely a model finds continuations of texts.
 
@@ -47,12 +49,10 @@ def loglikelihoods(
 
     Parameters
     ----------
-    model, tokenizer
-        What `sl.load` gave.
+    model, tokenizer, progress, offload, dtype, device
+        As for `zeroshot`.
     requests : sequence of (str, str)
         Contexts, which must not be empty, and their continuations.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -66,7 +66,19 @@ def loglikelihoods(
     SparselabError
         For a continuation that does not fit the model, and for log-likelihoods that are not finite.
     """
-    check_ready(model)
+    with opened(model, offload, dtype, device) as forward:
+        return _loglikelihoods(forward, tokenizer, requests, progress)
+
+
+@torch.no_grad()
+def _loglikelihoods(
+    forward: ModelInMemory | ModelInFiles,
+    tokenizer: PreTrainedTokenizerBase | None,
+    requests: Sequence[tuple[str, str]],
+    progress: bool,
+) -> list[tuple[float, bool]]:
+    model = forward.model
+    tokenizer = tokenizer_for(model, tokenizer)
     wanted = defaultdict(list)  # input tokens -> [(number of the request, continuation's tokens)]
     for number, (ids, count) in enumerate(_encoded(tokenizer, requests)):
         if not 0 < count <= min(len(ids) - 1, context_length(model)):
@@ -82,13 +94,12 @@ def loglikelihoods(
     if not inputs:
         return []
     longest = len(inputs[0])
-    with tqdm(
-        total=len(requests), desc="zero-shot", unit="choice", disable=not progress, leave=False
-    ) as bar:
-        found = with_batch_halving(
-            lambda size: _pass(model, inputs, wanted, size * longest, bar),
-            batch_size(model, longest),
-        )
+    texts = Texts(
+        "zero-shot", "text", len(inputs), longest, lambda size: _batches(inputs, size * longest)
+    )
+    found: Found = {}
+    for part in forward.scores(texts, partial(_score, inputs=inputs, wanted=wanted), progress):
+        found |= part
     check_finite(model, torch.tensor([value for value, _ in found.values()]), "log-likelihoods")
     return [found[number] for number in range(len(requests))]
 
@@ -107,28 +118,29 @@ def _encoded(
             yield ids, len(ids) - len(context)
 
 
-def _pass(model: nn.Module, inputs: list[tuple[int, ...]], wanted: dict, tokens: int, bar) -> Found:
-    """Results of all inputs, at most so many padded tokens at once."""
-    bar.reset()
-    found, start = {}, 0
+def _batches(inputs: list[tuple[int, ...]], tokens: int) -> Iterator[LongTensor]:
+    """All inputs, at most so many padded tokens at once; padded on the right, where causal
+    attention never looks."""
+    start = 0
     while start < len(inputs):
         part = inputs[start : start + max(1, tokens // len(inputs[start]))]
-        found.update(_score(model, part, wanted))
-        bar.update(len(found) - bar.n)
+        yield pad_sequence([torch.tensor(sequence) for sequence in part], batch_first=True)
         start += len(part)
-    return found
 
 
-def _score(model: nn.Module, part: list[tuple[int, ...]], wanted: dict) -> Found:
-    """One forward pass. Inputs are padded on the right, where causal attention never looks."""
-    ids = pad_sequence([torch.tensor(sequence) for sequence in part], batch_first=True)
-    first = min(len(sequence) - len(target) for sequence in part for _, target in wanted[sequence])
+def _score(
+    model: nn.Module, ids: LongTensor, first: int, *, inputs: list[tuple[int, ...]], wanted: dict
+) -> Found:
+    """One forward pass on padded inputs [b, seqlen], the first of which has the number `first`;
+    logits only from where a continuation begins."""
+    part = inputs[first : first + len(ids)]
+    begin = min(len(sequence) - len(target) for sequence in part for _, target in wanted[sequence])
     outputs = model(
-        ids.to(input_device(model)), use_cache=False, logits_to_keep=ids.shape[1] - first
+        ids.to(input_device(model)), use_cache=False, logits_to_keep=ids.shape[1] - begin
     )
     found = {}
-    for row, sequence in zip(outputs.logits, part, strict=True):  # [longest - first, vocabulary]
-        end = len(sequence) - first
+    for row, sequence in zip(outputs.logits, part, strict=True):  # [seqlen - begin, vocabulary]
+        end = len(sequence) - begin
         for number, target in wanted[sequence]:
             target = torch.tensor(target, device=row.device)
             scores = row[end - len(target) : end].float().log_softmax(-1)
@@ -138,20 +150,23 @@ def _score(model: nn.Module, part: list[tuple[int, ...]], wanted: dict) -> Found
 
 
 def answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
     task: str,
     *,
     limit: int | None = None,
     folder: str | Path | None = None,
     progress: bool = True,
+    offload: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
 ) -> pd.DataFrame:
     """A model's answers to a task, item by item. The rows of two models belong together, so compare
     them paired.
 
     Parameters
     ----------
-    model, tokenizer, limit, folder, progress
+    model, tokenizer, limit, folder, progress, offload, dtype, device
         As for `zeroshot`.
     task : str
         One of `TASKS`.
@@ -169,8 +184,18 @@ def answers(
         As `zeroshot`.
     """
     asked = items(task, limit, folder)
+    with opened(model, offload, dtype, device) as forward:
+        return _answers(forward, tokenizer, asked, progress)
+
+
+def _answers(
+    forward: ModelInMemory | ModelInFiles,
+    tokenizer: PreTrainedTokenizerBase | None,
+    asked: list[Item],
+    progress: bool,
+) -> pd.DataFrame:
     requests = [request for item in asked for request in item.requests]
-    found = iter(loglikelihoods(model, tokenizer, requests, progress=progress))
+    found = iter(_loglikelihoods(forward, tokenizer, requests, progress))
     return pd.DataFrame([_answer(item, [*islice(found, len(item.requests))]) for item in asked])
 
 
@@ -195,21 +220,27 @@ def _highest(values: list[float]) -> int:
 
 
 def zeroshot(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     tasks: Iterable[str] = tuple(TASKS),
     *,
     limit: int | None = None,
     folder: str | Path | None = None,
     harness: bool = False,
     progress: bool = True,
+    offload: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
 ) -> pd.DataFrame:
     """Zero-shot accuracy with its standard error, by lm-eval's definition.
 
     Parameters
     ----------
-    model, tokenizer
-        What `sl.load` gave.
+    model : nn.Module, str or Path
+        What `sl.load` gave; or the name of a model (a folder, a Hub id), which is then read from
+        its files block by block, once for each task, and never whole in memory.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Default: the one that belongs to the model.
     tasks : iterable of str
         Names as in lm-eval, see `TASKS`.
     limit : int, optional
@@ -221,6 +252,10 @@ def zeroshot(
         with the extra `eval`, see the README); then any of its tasks will do.
     progress : bool
         Show a progress bar.
+    offload : {'auto', 'device', 'cpu', 'disk'}
+        Where the activations wait between two blocks of a model in files, as for `sl.prune`.
+    dtype, device : torch.dtype, torch.device or str, optional
+        For a model that is given by name; they mean what they mean to `sl.load`.
 
     Returns
     -------
@@ -238,15 +273,22 @@ def zeroshot(
     if limit is not None and limit < 1:
         raise SparselabError(f"limit={limit}: at least one item, or None for all.")
     if harness:
-        return by_harness(model, tokenizer, list(tasks), limit)
-    files = {task: task_file(task, folder) for task in tasks}  # all are there before minutes pass
+        if not isinstance(model, nn.Module):
+            raise SparselabError(
+                f"harness=True takes a model in memory, and {str(model)!r} is a name. Pass what"
+                " sl.load gives, or leave harness=True out."
+            )
+        return by_harness(model, tokenizer_for(model, tokenizer), list(tasks), limit)
+    # All files are there, and well written, before minutes pass.
+    files = {task: task_file(task, folder) for task in tasks}
+    asked = {task: items(task, limit, file.parent) for task, file in files.items()}
     rows = []
-    for task, file in files.items():
-        found = answers(model, tokenizer, task, limit=limit, folder=file.parent, progress=progress)
-        source = f"{file.name} sha256:{sha256(file)[:12]}"
-        rows.append(
-            {"model": model_name(model), "task": task, **_row(task, found), "source": source}
-        )
+    with opened(model, offload, dtype, device) as forward:
+        for task, file in files.items():
+            found = _answers(forward, tokenizer, asked[task], progress)
+            source = f"{file.name} sha256:{sha256(file)[:12]}"
+            row = {"model": model_name(forward.model), "task": task, **_row(task, found)}
+            rows.append({**row, "source": source})
     return pd.DataFrame(rows)
 
 

@@ -24,12 +24,12 @@ from .loading import (
     read_tokenizer,
     remember_tokenizer,
 )
-from .packed import PACKED, stored_tensors
+from .packed import PACKED, sizes_of, stored_tensors
 from .shards import FLOATS, weight_files
 
 FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PIECE = 2**16  # bytes
-IN_MEMORY = "Prune it in memory, with the model that sl.load gives."
+IN_MEMORY = "Load it with sl.load, and pass the model that it gives."
 
 
 class Checkpoint:
@@ -122,21 +122,29 @@ class Checkpoint:
                     digest.update(opened.read(PIECE))
         return digest.hexdigest()[:16]
 
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the model's tensors as they are, and as `write_packed` would store them, one
+        tensor read after the other."""
+        tensors = stored_tensors(self.skeleton(None))
+        return sizes_of(
+            self.read({name: like}, stored=True)[name] for name, like in tensors.items()
+        )
+
     def read(self, names: dict[str, Tensor], *, stored: bool = False) -> dict[str, Tensor]:
         """Tensors by name, each as large and of the dtype of the (memory-less) one given for it, on
         the CPU; `stored`: of the dtype that the file has, and in memory of their own, where a file
         would be read no sooner than it is used.
         """
         found: dict[str, Tensor] = {}
-        for file in dict.fromkeys(self.files[name] for name in names):
+        for name, like in names.items():
+            file = self.files[name]
             try:
+                # Opened anew for each: the pages of a file that were read count as memory until it
+                # is closed, and would be as many as those of the tensors.
                 with safe_open(file, "pt") as opened:
-                    inside = set(opened.keys())
-                    for name, like in names.items():
-                        if self.files[name] == file:
-                            key = name if name in inside else name.split(".", 1)[1]
-                            tensor = opened.get_tensor(key)
-                            found[name] = tensor.clone() if stored else tensor.to(like.dtype)
+                    key = name if name in set(opened.keys()) else name.split(".", 1)[1]
+                    tensor = opened.get_tensor(key)
+                    found[name] = tensor.clone() if stored else tensor.to(like.dtype)
             except SafetensorError as error:
                 raise SparselabError(
                     f"{self.name}: {file.name} is broken ({error}). Download it again."

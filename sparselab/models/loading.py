@@ -83,8 +83,7 @@ def load(
     SparselabError
         In one sentence, where a model is missing, gated, out of reach, or of another family.
     """
-    device = find_device(device)
-    dtype = find_dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
+    device, dtype = find_place(device, dtype)
     folder, options = locate(str(name))
     config = read_config(name, folder, options)
     if (Path(folder) / PACKED).exists():
@@ -234,6 +233,15 @@ def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
             f"unknown dtype {dtype!r}.{did_you_mean(dtype, ['float32', 'bfloat16', 'float16'])}"
         )
     return found
+
+
+def find_place(
+    device: torch.device | str | None, dtype: torch.dtype | str | None
+) -> tuple[torch.device, torch.dtype | str]:
+    """Where a model goes, and in which dtype: float32 on a CPU if None, else 'auto', the
+    checkpoint's own."""
+    device = find_device(device)
+    return device, find_dtype(dtype) or (torch.float32 if device.type == "cpu" else "auto")
 
 
 def locate(name: str) -> tuple[str, dict]:

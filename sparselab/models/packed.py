@@ -6,6 +6,7 @@ compute faster takes kernels (see 2:4 on GPUs).
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -67,8 +68,13 @@ def gains(value: Tensor) -> bool:
 def sizes(model: nn.Module) -> tuple[int, int]:
     """Bytes of a model's tensors on disk as they are, and as `write_packed` stores them; the files'
     headers not counted."""
+    return sizes_of(stored_tensors(model).values())
+
+
+def sizes_of(tensors: Iterable[Tensor]) -> tuple[int, int]:
+    """The same of some tensors."""
     dense = packed = 0
-    for value in stored_tensors(model).values():
+    for value in tensors:
         size = value.numel() * value.element_size()
         dense += size
         if gains(value):

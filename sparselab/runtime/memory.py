@@ -4,7 +4,7 @@ many."""
 import ctypes
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -107,19 +107,25 @@ def naming_memory_errors(what: str, advice: str):
 
 
 def in_batches(
-    function: Callable[[Tensor], Result], windows: Tensor, model: nn.Module, bar
+    function: Callable[[Tensor, int], Result],
+    batches: Callable[[int], Iterable[Tensor]],
+    model: nn.Module,
+    seqlen: int,
+    bar,
 ) -> list[Result]:
-    """The function's results on batches of windows [n, seqlen], as many at once as fit."""
+    """The function's results on batches of windows [b, up to seqlen], which `batches(size)` cuts,
+    as many at once as fit; it also receives the number of the first window."""
 
-    def work(batch: int) -> list[Result]:
+    def work(size: int) -> list[Result]:
         bar.reset()
-        results = []
-        for part in windows.split(batch):
-            results.append(function(part))
+        results, first = [], 0
+        for part in batches(size):
+            results.append(function(part, first))
+            first += len(part)
             bar.update(len(part))
         return results
 
-    return with_batch_halving(work, batch_size(model, windows.shape[1]))
+    return with_batch_halving(work, batch_size(model, seqlen))
 
 
 def trim_host_memory() -> None:

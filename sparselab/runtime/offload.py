@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparselabError
-from ..runtime import distributed
-from ..runtime.files import naming_file_errors
-from ..runtime.memory import free_bytes
+from . import distributed
+from .files import naming_file_errors
+from .memory import free_bytes
 
 
 class ActivationStore:
@@ -23,13 +23,18 @@ class ActivationStore:
         self.place, self.device = place, device
 
     @classmethod
+    def check(cls, offload: str) -> None:
+        """A SparselabError for a name that is none of a place, nor 'auto'."""
+        if offload not in ("auto", *cls.PLACES):
+            raise SparselabError(f"offload={offload!r}: 'auto', 'device', 'cpu' or 'disk'.")
+
+    @classmethod
     def choose(cls, offload: str, model: nn.Module, tokens: int) -> "ActivationStore":
         """By name, or 'auto': on the device while the activations fill at most 40 % of what is free
         there, else in the host's memory while they fill at most half of what is free, else on disk.
         """
         weight = next(model.parameters())
-        if offload not in ("auto", *cls.PLACES):
-            raise SparselabError(f"offload={offload!r}: 'auto', 'device', 'cpu' or 'disk'.")
+        cls.check(offload)
         if offload == "auto":
             needed, rooms = tokens * model.config.hidden_size * weight.element_size(), _rooms(model)
             offload = next((place for place in ("device", "cpu") if needed <= rooms[place]), "disk")
