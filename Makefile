@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p tools.nbval_plugin
 
-.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures students html clean
+.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students html clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -67,11 +67,19 @@ tables: setup
 zeroshot: setup
 	$(BIN)/python bench/zeroshot.py
 
-# The papers' figures and ablations on opt-mini, or as PROFILE says; broken off, they go on.
+# The papers' figures and tables on opt-mini, or as PROFILE says; broken off, they go on.
 PROFILE ?= mini
-FIGURES := sparsity convergence weights costs samples damp block-size alpha-beta epochs order
+FIGURES := sparsity convergence weights costs samples damp block-size alpha-beta epochs order threshold cycles criteria starts
 figures: setup
 	for name in $(FIGURES); do $(BIN)/python -m sparselab figure $$name --profile $(PROFILE) || exit 1; done
+
+# All that is recorded of them, beside the published numbers, in build/figures/index.html.
+figures-page: setup
+	$(BIN)/python -m sparselab figure --page
+
+# What of the papers' claims held, by the recorded rows, into both READMEs.
+verdicts: setup
+	$(BIN)/python -m sparselab verdicts --readme README.md --page notebooks/README.md
 
 # The course as web pages; of nbconvert's templates, classic is the one that keeps the pictures' alt texts.
 html: setup

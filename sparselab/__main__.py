@@ -48,7 +48,7 @@ def _run(arguments: list[str] | None) -> int:
         print(f"sparselab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        left = "nothing half-written was left. With --stream, the same command goes on."
+        left = "nothing half-written was left. With prune --stream, the same command goes on."
         print(f"sparselab: interrupted; {left}", file=sys.stderr)
         return 130
 
@@ -121,19 +121,27 @@ class ModelOptions:
         """The model and its tokenizer."""
         return sl.load(self.model, dtype=self.dtype, device=self.device)
 
+    def structure(self):
+        """The model without its weights, and its tokenizer: for one that is read block by block."""
+        from .models.checkpoint import Checkpoint
+        from .models.loading import tokenizer_of
+
+        model = Checkpoint(self.model).skeleton(None)
+        return model, tokenizer_of(model)
+
     def window(self, model) -> int:
         """Tokens in a window."""
         from .models.architecture import context_length
 
         return self.seqlen or min(2048, context_length(model))
 
-    def perplexity(self, model, tokenizer) -> str:
+    def perplexity(self, model, tokenizer, **place) -> str:
         """One line: which model, which text, what perplexity, and what the papers print for it
-        where they do."""
+        where they do. `place`: of a model that is read from its files, see `_place`."""
         ids, seqlen = sl.tokens(tokenizer, self.text), self.window(model)
-        result = sl.perplexity(
-            model, ids[: self.windows * seqlen] if self.windows else ids, seqlen=seqlen
-        )
+        if self.windows:
+            ids = ids[: self.windows * seqlen]
+        result = sl.perplexity(self.model if place else model, ids, seqlen=seqlen, **place)
         known = sl.known_dense(self.model, self.text, seqlen)
         papers = f"; the papers print {known} for the dense model" if known else ""
         return f"{self.model} on {self.text}: perplexity {result!r}{papers}"
@@ -207,8 +215,6 @@ def prune(
         Prune one block, write nothing, and extrapolate the time.
     """
     from .methods.registry import named_method
-    from .models.checkpoint import Checkpoint
-    from .models.loading import tokenizer_of
     from .models.saving import check_room_for
 
     out = out and _writable(out)
@@ -218,8 +224,7 @@ def prune(
     call = {"sparsity": sparsity, "layers": _layers(layers)}
     call |= {"offload": offload, "dry_run": dry_run}
     if stream:
-        model = Checkpoint(options.model).skeleton(None)
-        tokenizer = tokenizer_of(model)
+        model, tokenizer = options.structure()
     else:
         model, tokenizer = options.load()
         _check_blocks(model, call["layers"], sparsity)
@@ -301,9 +306,36 @@ def plan(
     print(sl.plan(model, named_method(method, "OPT"), samples, seqlen, device))
 
 
-def evaluate(*, options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_OPTIONS) -> None:
-    """Measure the perplexity of a model."""
-    print(options.perplexity(*options.load()))
+def evaluate(
+    *,
+    options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_OPTIONS,
+    stream: bool = False,
+    offload: str = "auto",
+) -> None:
+    """Measure the perplexity of a model.
+
+    Parameters
+    ----------
+    stream
+        Read the blocks from files one by one, for a model larger than memory.
+    offload
+        Where activations wait in a streamed run: auto, device, cpu or disk.
+    """
+    place = _place(stream, offload, options.dtype, options.device)
+    loaded = options.structure() if stream else options.load()
+    print(options.perplexity(*loaded, **place))
+
+
+def _place(stream: bool, offload: str, dtype: str | None, device: str | None) -> dict:
+    """How a model in files is scored, as sl.perplexity and sl.zeroshot take it; nothing for a model
+    in memory."""
+    if stream:
+        return {"offload": offload, "dtype": dtype, "device": device}
+    if offload != "auto":
+        raise SparselabError(
+            f"--offload {offload} belongs to --stream: in a model in memory no activations wait."
+        )
+    return {}
 
 
 def zeroshot(
@@ -316,6 +348,8 @@ def zeroshot(
     harness: bool = False,
     dtype: str | None = None,
     device: str | None = None,
+    stream: bool = False,
+    offload: str = "auto",
 ) -> None:
     """Measure zero-shot accuracy, as lm-evaluation-harness defines it.
 
@@ -335,11 +369,17 @@ def zeroshot(
         Type of the weights: float32, bfloat16 or float16. Default: float32 on a CPU.
     device
         Where to compute: cpu or cuda. Default: cuda where there is one.
+    stream
+        Read the blocks from files one by one, once a task, for a model larger than memory.
+    offload
+        Where activations wait in a streamed run: auto, device, cpu or disk.
     """
     from .evaluation.tasks import TASKS
 
-    loaded = sl.load(model, dtype=dtype, device=device)
-    table = sl.zeroshot(*loaded, list(tasks or TASKS), limit=limit, folder=folder, harness=harness)
+    place = _place(stream, offload, dtype, device)
+    loaded = (model, None) if stream else sl.load(model, dtype=dtype, device=device)
+    call = {"limit": limit, "folder": folder, "harness": harness, **place}
+    table = sl.zeroshot(*loaded, tasks or tuple(TASKS), **call)
     print(table.round(4).to_string(index=False, na_rep=""))
 
 
@@ -369,25 +409,35 @@ def sweep(*, out: Path = Path("build/sweep.csv"), **options: Unpack[ExperimentOp
 
 
 def figure(
-    name: str,
+    name: str = "",
     /,
     *,
-    profile: str = "mini",
+    list: bool = False,
+    page: bool = False,
+    profile: str | None = None,
     layers: str | None = None,
     epochs: Count | None = None,
     block: Whole | None = None,
     tables: Path | None = None,
     out: Path = Path("build/figures"),
+    formats: Names = ("png",),
     **options: Unpack[ExperimentOptions],
 ) -> None:
-    """Make one of the papers' figures: its table, which can be resumed, and its picture.
+    """Make one of the papers' figures or tables: its rows, which can be resumed, and its picture.
 
     Parameters
     ----------
     name
-        sparsity, convergence, weights, costs; samples, damp, block-size, alpha-beta, epochs, order.
+        An entry of --list, such as sparsellm-table-1; or what entries share: sparsity, convergence,
+        weights, costs, zeroshot, samples, damp, block-size, alpha-beta, epochs, order, threshold,
+        cycles, criteria, starts.
+    list
+        Print all entries, and what was done of each; make none.
+    page
+        Draw all that is recorded into one page, index.html in --out; make none.
     profile
         Source of all options that are not given: mini (opt-mini), small (smollm2-135m) or paper.
+        Default: an entry's first, else mini.
     layers
         Blocks to prune: 'first half' as in SparseLLM's tables. Default: all.
     epochs
@@ -398,19 +448,30 @@ def figure(
         Folder of the tables. Default: bench/figures of a checkout, else ./sparselab-figures.
     out
         Folder of the pictures.
+    formats
+        Of the picture, with commas between them: png, svg, pdf.
     """
-    from .experiments import figures
+    from .experiments import catalogue, figures
     from .runtime.files import figure_tables
 
+    if list:
+        print(catalogue.listing(tables))
+        return
+    if page:
+        _writable(out / "index.html")
+        print(f"page in {catalogue.write_page(out, tables)}")
+        return
+    if not name:
+        raise SparselabError("name a figure, or see them all with --list.")
     own = {"layers": layers, "epochs": epochs, "block": block}
     changes = options | {key: value for key, value in own.items() if value is not None}
     folder = tables or figure_tables()
     _writable(folder / "a table")
-    picture = _writable(out / f"{name}-{Path(options.get('model', profile)).name}.png")
+    _, chosen = figures.named_figure(name, profile, **changes)
+    picture = _writable(out / f"{name}-{Path(chosen.model).name}.png")
     _, drawing, alt = figures.figure(name, profile=profile, folder=tables, **changes)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(picture, dpi=150)
-    print(f"{alt}\ntable in {folder}, picture in {picture}")
+    files = sl.viz.save(drawing, picture.with_suffix(""), formats)
+    print(f"{alt}\ntable in {folder}, picture in {', '.join(map(str, files))}")
 
 
 def demo(
@@ -483,6 +544,27 @@ def tables(*, folder: Path = Path("bench"), readme: Path | None = None) -> None:
     print(text)
 
 
+def verdicts(*, readme: Path | None = None, page: Path | None = None) -> None:
+    """Say what of the papers' claims held here, by the recorded rows.
+
+    Parameters
+    ----------
+    readme
+        Put claims and verdicts between the markers of this file too.
+    page
+        Put them there with the numbers that they stand on.
+    """
+    from .experiments.tables import insert
+    from .experiments.verdicts import table_of, verdicts_of
+
+    found = verdicts_of()
+    if readme:
+        insert(readme, table_of(found, numbers=False), "verdicts")
+    if page:
+        insert(page, table_of(found), "verdicts")
+    print(table_of(found))
+
+
 def fetch() -> None:
     """Bring the demo texts and smollm2-135m into the cache.
 
@@ -551,7 +633,20 @@ app = App(
     version_flags=(),
     default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_shown),
 )
-COMMANDS = prune, plan, evaluate, zeroshot, sweep, figure, demo, students, tables, fetch, books
+COMMANDS = (
+    prune,
+    plan,
+    evaluate,
+    zeroshot,
+    sweep,
+    figure,
+    demo,
+    students,
+    tables,
+    verdicts,
+    fetch,
+    books,
+)
 for place, command in enumerate((*COMMANDS, doctor)):
     app.command(command, sort_key=place)
 

@@ -1,7 +1,9 @@
 """One figure style, and the figures that several places share. Every figure comes with a sentence
 that says its data."""
 
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path as FilePath
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +18,8 @@ from matplotlib.textpath import TextPath, text_to_path
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Affine2D
 from torch import Tensor
+
+from .errors import SparselabError
 
 # Okabe-Ito colours with a marker and a line each: told apart by colour-blind readers and in grey.
 STYLES = {
@@ -40,6 +44,7 @@ LABELS = {
     "alps": "ALPS",
     "admm": "ADMM",
     "guided": "guided",
+    "elsa": "ELSA",
     "sparsellm": "SparseLLM",
     "dense": "dense",
     "global": "global",
@@ -100,6 +105,43 @@ def show(figure: Figure, alt: str) -> None:
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
     print(f"Figure: {alt}")
+
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def save(figure: Figure, name: str | FilePath, formats: Iterable[str] = FORMATS) -> list[FilePath]:
+    """Save a figure for a page, slides and a paper.
+
+    Parameters
+    ----------
+    figure : Figure
+    name : str or Path
+        Without an ending. Its folder is made.
+    formats : iterable of str
+        Of 'png' (300 dots an inch), 'svg' and 'pdf' (letters stay letters).
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    SparselabError
+        For another format.
+    """
+    formats = list(formats)
+    for ending in formats:
+        if ending not in FORMATS:
+            raise SparselabError(f"no format {ending!r} for figures: one of {', '.join(FORMATS)}.")
+    name = FilePath(name)
+    name.parent.mkdir(parents=True, exist_ok=True)
+    files = [name.with_name(f"{name.name}.{ending}") for ending in formats]
+    with plt.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        for file in files:
+            figure.savefig(file, dpi=300)
+    return files
 
 
 def sparsity_curve(axes: Axes, table: pd.DataFrame) -> None:

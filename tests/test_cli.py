@@ -21,13 +21,14 @@ OPTIONS = {
     "prune": "model dtype device seqlen text windows method sparsity calibration samples seed"
     " layers out stream offload dry-run",
     "plan": "model method samples seqlen device",
-    "evaluate": "model dtype device seqlen text windows",
-    "zeroshot": "tasks limit folder harness dtype device",
+    "evaluate": "model dtype device seqlen text windows stream offload",
+    "zeroshot": "tasks limit folder harness dtype device stream offload",
     "sweep": f"out {EXPERIMENT}",
-    "figure": f"profile layers epochs block tables out {EXPERIMENT}",
+    "figure": f"list page profile layers epochs block tables out formats {EXPERIMENT}",
     "demo": "out readme quick",
     "students": "out notebooks",
     "tables": "folder readme",
+    "verdicts": "readme page",
     "fetch": "",
     "books": "out",
     "doctor": "",
@@ -67,6 +68,9 @@ def test_prune_evaluate_and_reload(tmp_path, capsys):
         (["prune", "--layers", "0:99", *SMALL], "the blocks are 0 to 7"),
         (["prune", "--sparsity", "2:7", *SMALL], "does not divide"),
         (["evaluate", "--device", "gpu"], "unknown device"),
+        (["evaluate", "--stream", "--device", "gpu", *SMALL], "unknown device"),
+        (["evaluate", "--stream", "--offload", "moon", *SMALL], "offload='moon'"),
+        (["evaluate", "--offload", "disk"], "belongs to --stream"),
         (
             ["prune", "--stream", "--out", "never", "--samples", "2", "--dtype", "bf16", *SMALL],
             "Did you mean 'bfloat16'",
@@ -117,7 +121,6 @@ def test_numbers_that_make_no_sense_are_refused(arguments, capsys):
         ("sweep --block 3", "Unknown option: --block"),
         ("evaluate --windows", "--windows requires an argument"),
         ("plan wanda", "wanda"),
-        ("figure", "NAME requires an argument"),
         ("books", "--out requires an argument"),
         ("demo --quick --readme README.md", "--readme, --quick"),
     ],
@@ -156,7 +159,7 @@ def test_lists_defaults_and_repeated_options():
 
     line = "figure sparsity --calibration c4 --sparsities 0.5,2:4 --seeds 0,1 --texts a,b"
     given = read(line.split())
-    assert given["name"] == "sparsity" and given["profile"] == "mini" and given["layers"] is None
+    assert given["name"] == "sparsity" and given["profile"] is None and given["layers"] is None
     assert given["options"] == {
         "corpus": "c4",
         "patterns": ("0.5", "2:4"),
@@ -173,7 +176,7 @@ def test_of_several_processes_each_has_its_own_device(monkeypatch, capsys):
     monkeypatch.setattr(distributed, "group", lambda: nullcontext("cpu"))
     assert main("plan --device cuda".split()) == 0 and capsys.readouterr().out == "cpu\n"
     monkeypatch.setattr(ModelOptions, "load", lambda self: (self.device, None))
-    monkeypatch.setattr(ModelOptions, "perplexity", lambda self, model, _: model)
+    monkeypatch.setattr(ModelOptions, "perplexity", lambda self, model, *_: model)
     assert main(["evaluate"]) == 0 and capsys.readouterr().out == "cpu\n"
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert main(["evaluate"]) == 0 and capsys.readouterr().out == ""
@@ -276,6 +279,9 @@ def test_plan_stream_and_dry_run(tmp_path, capsys):
     assert main([*options, "--stream", "--out", out]) == 0
     assert "12 matrices in 2 of 8 blocks" in capsys.readouterr().out
     assert main(["evaluate", "--model", out, *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert main(["evaluate", "--model", out, *SMALL, "--stream", "--offload", "disk"]) == 0
+    assert capsys.readouterr().out == printed and "perplexity" in printed
     assert main([*options, "--stream"]) == 1 and "say where" in capsys.readouterr().err
 
 

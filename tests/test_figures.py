@@ -90,7 +90,7 @@ def drawn(canvas, alt, *words):
 
 def test_sparsity_rows_carry_the_whole_protocol_and_are_not_made_again(tmp_path, one_block):
     table, canvas, alt = figure("sparsity", profile=TINY, folder=tmp_path, progress=False)
-    drawn(canvas, alt, "opt-mini, calibration 2 x 32 tokens of demo", "evaluated on 2 windows")
+    drawn(canvas, alt, "opt-mini, calibration 2 x 32 tokens of demo text", "evaluated on 2 windows")
     assert (
         len(table) == 4
         and set(table.columns) >= PROTOCOL
@@ -141,10 +141,12 @@ def test_half_the_layers_is_another_protocol(tmp_path):
 def test_ablations(name, tmp_path, one_block, monkeypatch):
     monkeypatch.setattr(figures.ablations, "DAMPS", (0.01, 0.1))
     monkeypatch.setattr(figures.ablations, "BLOCK_SIZES", (64, 128))
+    monkeypatch.setattr(figures.ablations, "GROWING", ("expected", "wanda"))
+    monkeypatch.setattr(figures.ablations, "DROPPING", ("wanda", "magnitude"))
     table, canvas, alt = figure(
         name, profile=replace(TINY, seeds=(0, 1)), folder=tmp_path, progress=False
     )
-    drawn(canvas, alt, "2 seeds", "sparsity 0.7", "lowest")
+    drawn(canvas, alt, "2 seeds", "70 % zeros", "lowest")
     runs = ABLATIONS[name].runs(TINY)
     assert len(table) == 2 * len(runs) and set(table.columns) >= PROTOCOL
     assert table.groupby(["series", "x"]).seed.nunique().eq(2).all()
@@ -279,3 +281,57 @@ def test_from_a_shell(tmp_path, capsys):
     assert main(["figure", "sparsty", *options]) == 1
     assert set(FIGURES) == {"sparsity", "convergence", "weights", "costs", *ABLATIONS}
     assert set(ABLATIONS) == {"samples", "damp", "block-size", "alpha-beta", "epochs", "order"}
+
+
+RTE = "sentence1\tsentence2\tlabel\nThe cat sat.\tA cat sat.\t0\nThe dog ran.\tA cat sat.\t1\n"
+
+
+@pytest.mark.parametrize("name", ["sparsity", "convergence", "weights", "costs", "zeroshot"])
+def test_from_files_the_rows_are_those_of_memory(name, tmp_path, monkeypatch):
+    """The paper's profile never has the model whole in memory; its rows are the same."""
+    (tmp_path / "zeroshot").mkdir()
+    (tmp_path / "zeroshot" / "rte-dev.tsv").write_text(RTE)
+    monkeypatch.setenv("SPARSELAB_DATA", str(tmp_path))
+    monkeypatch.setattr(figures.costs, "COSTS", ("global", "wanda"))
+    small = replace(
+        TINY, methods=("wanda",), patterns=("0.5",), answering=("dense", "wanda"), tasks=("rte",)
+    )
+    tables = {}
+    for stream in (False, True):
+        folder = tmp_path / str(stream)
+        profile = replace(small, stream=stream)
+        tables[stream], *_ = figure(name, profile=profile, folder=folder, progress=False)
+        assert [file.suffix for file in folder.iterdir()] == [".csv"]  # and no pruned model
+    assert PROFILES["paper"].stream
+    changing = ["seconds", "task_seconds", "peak_mib", "extra_mib", "steps"]
+    ours, theirs = (table.drop(columns=changing, errors="ignore") for table in tables.values())
+    if name == "costs":
+        ours = ours[ours.method != "global"]  # nothing is trained from files
+    ours, theirs = ours.reset_index(drop=True), theirs.reset_index(drop=True)
+    if "output_error" in ours:  # from files it is measured on some rows of each matrix
+        assert (ours.pop("output_error") / theirs.pop("output_error") - 1).abs().max() < 0.01
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-5)
+
+
+def test_a_streamed_job_goes_on_after_its_last_block(tmp_path, monkeypatch):
+    """Killed between pruning and scoring: the finished model is scored, not made anew."""
+    streamed = replace(TINY, methods=("wanda",), patterns=("0.5",), stream=True)
+
+    def broken(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Profile, "evaluate", broken)
+        with pytest.raises(KeyboardInterrupt):
+            figure("sparsity", profile=streamed, folder=tmp_path, progress=False)
+    assert len([*(tmp_path / "sparsity-opt-mini.pruned").iterdir()]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Profile, "prune", broken)
+        table, *_ = figure("sparsity", profile=streamed, folder=tmp_path, progress=False)
+    assert len(table) == 1 and [*tmp_path.iterdir()] == [tmp_path / "sparsity-opt-mini.csv"]
+
+
+def test_a_streamed_run_says_first_what_it_needs(tmp_path):
+    jobs = [{"seed": 0, "pattern": p, "method": "wanda"} for p in ("0.5", "0.7")]
+    words = replace(TINY, stream=True).outlook(jobs)
+    assert "wanda: 2 runs of" in words and "GiB" in words and "together about" in words

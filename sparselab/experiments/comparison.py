@@ -18,7 +18,7 @@ from ..models.architecture import dense_weights, family_of, linears_of, restore
 from ..models.loading import load, locate
 from ..patterns import Pattern
 from ..runtime.files import INSTALLED
-from .experiment import Experiment
+from .experiment import UNPRUNED, Experiment
 from .tables import insert, markdown
 
 PROMPT = {
@@ -29,9 +29,6 @@ METHODS = ("magnitude", "wanda", "dsnot", "sparsegpt", "sparsellm", "admm:guided
 COLUMNS = 4  # of masks side by side, before they take two rows
 TABLE_FILE, FIGURE_FILE = "demo.md", "demo.png"
 Setting = Experiment  # its name in notebook 00
-_DENSE = Report(  # what a pruning that does nothing would say
-    {"method": "dense", "dtype": "", "device": "", "versions": {}}, seconds={"total": 0.0}
-)
 
 
 def compare(
@@ -83,7 +80,7 @@ def compare(
             row["error"] = row.pop("output_error")
             rows.append({**row, "losses": ppl.losses, "writes": writes})
 
-    measure("", "dense", _DENSE)
+    measure("", "dense", UNPRUNED)
     for sparsity, (name, method) in product(sparsities, named.items()):
         restore(model, weights)
         report = experiment.prune(model, 0, sparsity, method, progress)

@@ -18,11 +18,15 @@ from ..evaluation.perplexity import Perplexity, perplexity
 from ..methods.base import Method
 from ..methods.registry import named_method
 from ..models.architecture import family_of
+from ..models.checkpoint import Checkpoint
 from ..models.loading import revision, tokenizer_of
 from ..models.packed import sizes
 from ..patterns import Pattern
 from .results import complete_lines, machine, name_of, read, read_from, rows_matching
 
+UNPRUNED = Report(  # what a pruning that does nothing would say
+    {"method": "dense", "dtype": "", "device": "", "versions": {}}, seconds={"total": 0.0}
+)
 _calibration, _tokens = lru_cache(maxsize=8)(calibration), lru_cache(maxsize=8)(tokens)
 
 
@@ -44,6 +48,9 @@ class Experiment:
         So many windows of each evaluation text, the first ones.
     layers : str or range, optional
         The blocks to prune, such as 'first half', as in SparseLLM's tables. Default: all.
+    stream : bool
+        Prune from files to files and score block by block: the model is never whole in memory. The
+        rows are the same.
     """
 
     model: str = "opt-mini"
@@ -53,6 +60,7 @@ class Experiment:
     texts: tuple[str, ...] = ("demo",)
     windows: int = 64
     layers: str | range | None = None
+    stream: bool = False
 
     def calibration(self, model: nn.Module, seed: int) -> LongTensor:
         """The calibration windows [samples, seqlen]; drawn once for all jobs of a seed."""
@@ -66,29 +74,41 @@ class Experiment:
         pattern: float | str,
         method: str | Method,
         progress: bool = False,
+        out: Path | None = None,
     ) -> Report:
-        """Do one job, in place."""
+        """Do one job, in place; from files to the folder `out` where the experiment streams, and
+        then the model need have no weights."""
         if isinstance(method, str):
             method = named_method(method, family_of(model).name)
         return prune(
-            model,
+            self.model if self.stream else model,
             self.calibration(model, seed),
             method=method,
             sparsity=pattern,
             layers=self.layers,
             progress=progress,
+            out=out,
         )
 
     def named_texts(self) -> dict[str, str]:
         """The evaluation texts by what tables call them."""
         return {name_of(text): text for text in self.texts}
 
-    def perplexities(self, model: nn.Module, *, progress: bool = False) -> dict[str, Perplexity]:
-        """A model's perplexity on each evaluation text, by what tables call the text."""
-        found = {}
+    def perplexities(
+        self,
+        model: nn.Module,
+        *,
+        scored: nn.Module | Path | str | None = None,
+        progress: bool = False,
+    ) -> dict[str, Perplexity]:
+        """A model's perplexity on each evaluation text, by what tables call the text.
+
+        scored: what is scored in its place, such as a folder with the same model pruned.
+        """
+        scored, found = model if scored is None else scored, {}
         for name, text in self.named_texts().items():
             ids = _tokens(tokenizer_of(model), text)[: self.windows * self.seqlen]
-            found[name] = perplexity(model, ids, seqlen=self.seqlen, progress=progress)
+            found[name] = perplexity(scored, ids, seqlen=self.seqlen, progress=progress)
         return found
 
     def columns(self) -> dict:
@@ -115,6 +135,7 @@ class Experiment:
         pruned: Perplexity | None = None,
         *,
         model: nn.Module | None = None,
+        scored: nn.Module | Path | None = None,
     ) -> dict:
         """What came of a job, with all that is needed to do it again.
 
@@ -128,13 +149,15 @@ class Experiment:
             An evaluation text as tables call it, and the perplexities on it.
         model : nn.Module, optional
             The pruned model, for which weights it had and how many bytes it takes.
+        scored : nn.Module or Path, optional
+            Where the pruned weights are, if not in that model.
         """
         row = {**self.columns(), "seed": seed, "method": method, "pattern": pattern}
         if text is not None:
             row |= self._evaluation(text, dense, pruned)
         row |= _run(report) | {"calibration_sha256": sha256_of(self.corpus, "calibration")}
         if model is not None:
-            row |= _weights(model, report, pattern)
+            row |= _weights(model, report, pattern, scored)
         return row
 
     def _evaluation(self, text: str, dense: Perplexity, pruned: Perplexity) -> dict:
@@ -152,12 +175,18 @@ class Experiment:
         }
 
     def evaluate(
-        self, model: nn.Module, report: Report, dense: dict[str, Perplexity], **job
+        self,
+        model: nn.Module,
+        report: Report,
+        dense: dict[str, Perplexity],
+        *,
+        scored: nn.Module | Path | None = None,
+        **job,
     ) -> list[dict]:
-        """A row for each evaluation text. model: as the job left it; dense: what `perplexities`
-        said of it before."""
-        rows, weights = [], _weights(model, report, job["pattern"])  # looked at once
-        for text, pruned in self.perplexities(model).items():
+        """A row for each evaluation text. model: as the job left it, or, where `scored` is the
+        folder that the job wrote, its structure; dense: what `perplexities` said of it before."""
+        rows, weights = [], _weights(model, report, job["pattern"], scored)  # looked at once
+        for text, pruned in self.perplexities(model, scored=scored).items():
             row = self.row(**job, report=report, text=text, dense=dense[text], pruned=pruned)
             ids = _tokens(tokenizer_of(model), self.named_texts()[text])
             rows.append(row | weights | {"text_windows": len(ids) // self.seqlen})
@@ -200,9 +229,12 @@ def _run(report: Report) -> dict:
     }
 
 
-def _weights(model: nn.Module, report: Report, pattern: str) -> dict:
+def _weights(
+    model: nn.Module, report: Report, pattern: str, scored: nn.Module | Path | None = None
+) -> dict:
     """The columns of the pruned weights; bytes are those of the tensors on disk."""
-    dense, packed = sizes(model)
+    in_files = isinstance(scored, Path)
+    dense, packed = Checkpoint(scored).sizes() if in_files else sizes(model)
     kinds = report.frame().groupby("kind", sort=False).sparsity.mean()
     return {
         "revision": revision(model),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..evaluation.tasks import TASKS
 from .results import rows_matching
 from .sweep import METHODS, PATTERNS, Sweep
 
@@ -24,7 +25,8 @@ class Profile(Sweep):
     sparsity: where a figure has only one. block: that of the convergence figure, None for the
     paper's. grid: values of alpha and beta (gamma = 1). sizes: numbers of calibration windows.
     epochs: of the SparseLLM loop that converges; counts: of those whose ends are compared. steps:
-    of training against the global loss.
+    of training against the global loss. answering: of the zero-shot tasks, `items` of each (None:
+    all).
     """
 
     samples: int = 32
@@ -39,6 +41,9 @@ class Profile(Sweep):
     epochs: int = 8
     counts: tuple[int, ...] = (1, 2, 4)
     steps: int = 60
+    answering: tuple[str, ...] = ("dense", "wanda", "sparsegpt", "sparsellm", "admm:guided")
+    tasks: tuple[str, ...] = tuple(TASKS)
+    items: int | None = 200
 
     def table(
         self,
@@ -89,5 +94,7 @@ PROFILES = {
         epochs=10,
         counts=(1, 2, 4, 8),
         steps=200,
+        items=None,
+        stream=True,
     ),
 }

@@ -1,5 +1,6 @@
 """Many prunings of one model as a table: every row says all that is needed to make it again."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -8,12 +9,15 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..engine.planning import plan
+from ..errors import SparselabError
 from ..methods.registry import named_method
-from ..models.architecture import dense_weights, restore
-from ..models.loading import load
+from ..models.architecture import family_of
+from ..models.checkpoint import config_of, empty_model
 from ..patterns import Pattern
 from .experiment import Experiment
 from .results import append, name_of, read, read_from, rows_matching
+from .subject import subject_of
 
 METHODS = (  # of the course
     "magnitude",
@@ -42,10 +46,19 @@ def jobs_of(
     return [dict(zip(names, job, strict=True)) for job in product(seeds, patterns, methods)]
 
 
+class NotRecorded(SparselabError):
+    """Rows are missing, and none were to be made."""
+
+
 @dataclass(frozen=True)
 class Sweep(Experiment):
     """An experiment whose rows are kept in a CSV file: a job is done when its rows are there, and
-    an interrupted run goes on where it stopped."""
+    an interrupted run goes on where it stopped.
+
+    recorded_only: nothing is pruned; a `NotRecorded` error where rows are missing.
+    """
+
+    recorded_only: bool = False
 
     def run(
         self,
@@ -66,14 +79,39 @@ class Sweep(Experiment):
         missing = [(job, texts) for job in jobs if (texts := self._missing(there, job))]
         if not missing:
             return there
-        model, _ = load(self.model)
-        weights, dense = dense_weights(model), self.perplexities(model)
+        self._may_make(file, [job for job, _ in missing], progress)
+        subject = subject_of(self, file)
+        dense = self.perplexities(subject.model, scored=subject.dense)
         bar = tqdm(missing, desc=f"sweep {self.model}", unit="run", disable=not progress)
         for job, texts in bar:
-            restore(model, weights)
-            report = self.prune(model, **job)
-            append(file, replace(self, texts=texts).evaluate(model, report, dense, **job))
+            with subject.pruned(self, job) as pruned:
+                asked, scored = replace(self, texts=texts), pruned.scored
+                rows = asked.evaluate(subject.model, pruned.report, dense, scored=scored, **job)
+                append(file, rows)
         return self.mine(file)
+
+    def _may_make(self, file: Path, missing: list[dict], progress: bool) -> None:
+        if self.recorded_only:
+            raise NotRecorded(
+                f"{file} lacks {len(missing)} of the runs asked for, such as {missing[0]}."
+            )
+        if self.stream and progress:
+            tqdm.write(self.outlook(missing))
+
+    def outlook(self, jobs: list[dict]) -> str:
+        """What jobs will need, before the first: minutes and memory by method, by `sl.plan`, the
+        evaluation not counted."""
+        lines, minutes = [], 0.0
+        for method, count in Counter(job["method"] for job in jobs).items():
+            family = family_of(empty_model(config_of(self.model))).name
+            expected = plan(
+                self.model, named_method(method, family), self.samples, self.seqlen, offload="cpu"
+            )
+            each = sum(expected.seconds.values()) / 60
+            minutes += count * each
+            gib = max(expected.total("device"), expected.total("host")) / 2**30
+            lines.append(f"{method}: {count} runs of {each:.1f} min, {gib:.1f} GiB")
+        return "\n".join([*lines, f"together about {minutes:.0f} min, without the evaluation"])
 
     def mine(self, file: Path) -> pd.DataFrame:
         """The rows of a CSV file that are of this sweep, its windows and texts."""
@@ -115,9 +153,11 @@ class Sweep(Experiment):
             What the rows must also carry to be of a job.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        for job in tqdm(jobs, desc=file.stem, unit="run", disable=not progress):
-            if self.rows_in(file, **key, **job).empty:
-                append(file, make(job))
+        missing = [job for job in jobs if self.rows_in(file, **key, **job).empty]
+        if missing:
+            self._may_make(file, missing, progress)
+        for job in tqdm(missing, desc=file.stem, unit="run", disable=not progress):
+            append(file, make(job))
         table = read(file)
         found = [self.matches(table, **key, **job) for job in jobs]
         return table[pd.concat(found, axis=1).any(axis=1)]

@@ -26,8 +26,11 @@ RECORDED = {
     ),
     "published_loop.csv": "The released loop with one change (three seeds)",
     "dsnot.csv": "DSnoT by its published switches (three seeds)",
+    "divisions.csv": "Zeros divided among the matrices in other ways, the solver the same",
+    "distil.csv": "Training end to end after the recommended call, in a column of its own",
 }
 COSTED = ("ladder.csv",)  # tables with minutes and memory
+NAMED_BY = {"divisions.csv": "division", "distil.csv": "stage"}  # where not by their method
 # What a table must not mix.
 SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]
 DIGITS, SHARE_DIGITS = 3, 2  # what survives a change of machine, or nearly
@@ -65,11 +68,17 @@ def page(folder: Path, texts: int | None = None) -> str:
 
 def by_text(file: Path) -> list[str]:
     """For each text of a sweep the perplexities by method and pattern, the lowest of a pattern
-    bold, in brackets the excess log-perplexity as a share of SparseGPT's."""
-    measure = "in brackets the excess log-perplexity over dense as a share of SparseGPT's"
-    parts = read(file).groupby(SETTING, sort=False)
+    bold, in brackets the excess log-perplexity as a share of SparseGPT's; where that is not in the
+    table, as it is."""
+    measure = "in brackets the excess log-perplexity over dense"
+    measure += ", in nats" if file.name in NAMED_BY else " as a share of SparseGPT's"
+    table = read(file)
+    if file.name in NAMED_BY:
+        table = table.assign(method=table[NAMED_BY[file.name]])
+    parts = table.groupby(SETTING, sort=False)
     costs = file.name in COSTED
-    return [f"{_caption(rows)}; {measure}\n\n{_cells(rows, costs)}" for _, rows in parts]
+    nats = file.name in NAMED_BY
+    return [f"{_caption(rows)}; {measure}\n\n{_cells(rows, costs, nats)}" for _, rows in parts]
 
 
 def by_seed(file: Path) -> str:
@@ -88,11 +97,11 @@ def by_seed(file: Path) -> str:
         lines.append([model, *windows_of, pattern, len(rows), *spreads])
     return (
         "Excess log-perplexity over dense as a share of SparseGPT's with the same calibration;"
-        f" mean, and lowest to highest of the seeds; {made_on(table)}\n\n{_table(lines)}"
+        f" mean, and lowest to highest of the seeds; {made_on(table)}\n\n{as_markdown(lines)}"
     )
 
 
-def _table(rows: list[list]) -> str:
+def as_markdown(rows: list[list]) -> str:
     """Rows of cells as Markdown, the first as the head."""
     head, *body = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
@@ -138,24 +147,25 @@ def _setting_of(name: str, threads: int, version: str) -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}, torch {version}"
 
 
-def _cells(rows: pd.DataFrame, costs: bool = False) -> str:
-    """A line for each method; costs: with the minutes and memory of its longest run."""
+def _cells(rows: pd.DataFrame, costs: bool = False, nats: bool = False) -> str:
+    """A line for each method; costs: with the minutes and memory of its longest run; nats: the
+    excess as it is, not as a share."""
     means = rows.groupby(["method", "pattern"], sort=False)[["perplexity", "excess"]].mean()
     patterns = sorted(rows.pattern.unique(), key=lambda pattern: Pattern.parse(pattern).sparsity)
     lines = [["method", *patterns, *(["minutes", "peak MiB"] if costs else [])]]
     for method in rows.method.unique():
-        lines.append([method, *[_cell(means, method, pattern) for pattern in patterns]])
+        lines.append([method, *[_cell(means, method, pattern, nats) for pattern in patterns]])
         if costs:
             mine = rows[rows.method == method]
             lines[-1] += [f"{mine.seconds.max() / 60:.1f}", mine.peak_mib.max()]
-    return _table(lines)
+    return as_markdown(lines)
 
 
-def _cell(means: pd.DataFrame, method: str, pattern: str) -> str:
+def _cell(means: pd.DataFrame, method: str, pattern: str, nats: bool = False) -> str:
     if (method, pattern) not in means.index:
         return ""
     value, excess = means.loc[(method, pattern)]
-    base = means.excess.get((BASE, pattern), float("nan"))
+    base = 1.0 if nats else means.excess.get((BASE, pattern), float("nan"))
     bold = "**" if value == means.perplexity.xs(pattern, level="pattern").min() else ""
     cell = f"{bold}{significant(value, DIGITS)}{bold}"
     if base > 0.02:  # a share of next to nothing says nothing
@@ -180,7 +190,7 @@ def markdown(table: pd.DataFrame) -> str:
         lines.append(cells)
     here = _setting_of(machine(), torch.get_num_threads(), torch.__version__)
     return (
-        f"{_table(lines)}\n\nMade on {here}, {datetime.date.today().isoformat()}. On other"
+        f"{as_markdown(lines)}\n\nMade on {here}, {datetime.date.today().isoformat()}. On other"
         " processors a few masks flip: numbers differ by about their errors, and the order stays."
     )
 

@@ -11,10 +11,16 @@ import pandas as pd
 
 from ... import viz
 from ..profiles import LOOP, Profile
-from .drawing import draw_means, look_of, title_of
+from .drawing import caption, draw_means, from_zero, look_of, text_of, title_of, zeros_of
 
 DAMPS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 BLOCK_SIZES = (16, 64, 128, 256, 1024)
+# DSnoT's: its defaults are 0.1 and 50.
+THRESHOLDS = (0.0, 0.01, 0.1, 1.0, 10.0)
+CYCLES = (1, 5, 10, 20, 50, 100)
+GROWING = ("expected", "wanda", "magnitude")
+DROPPING = ("wanda", "magnitude", "expected")
+STARTS = ("magnitude", "wanda", "sparsegpt")
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,14 @@ class Ablation:
             for place, (series, rows) in enumerate(lines):
                 points = rows.groupby("x", sort=False).excess.agg(["mean", "std"])
                 draw_means(axis, points, **_series_look(series, place), capsize=3)
-            axis.set(xlabel=self.name, ylabel=f"loss above dense on {text} (nats)")
+            axis.set(xlabel=self.name, ylabel=f"loss above dense, {text_of(text)} (nats)")
             axis.legend(fontsize=8)
-        title = f"{title_of(table)}, sparsity {sparsity}"
-        canvas.suptitle(textwrap.fill(title, 75 * len(texts)), fontsize=9)
+            from_zero(axis)
+        title = f"{title_of(table)}, {zeros_of(sparsity)}"
+        caption(canvas, textwrap.fill(title, 80 * len(texts)))
         return canvas, (
-            f"loss above dense in nats against {self.name}, sparsity {sparsity}, {title_of(table)};"
-            f" lowest: {_lowest(table)}."
+            f"loss above dense in nats against {self.name}, {zeros_of(sparsity)},"
+            f" {title_of(table)}; lowest: {_lowest(table)}."
         )
 
 
@@ -76,7 +83,7 @@ def _lowest(table: pd.DataFrame) -> str:
     words = []
     for row in best.itertuples(index=False):
         scatter = "" if pd.isna(row.std) else f" ± {row.std:.3f}"  # one seed has no scatter
-        where = f"{viz.label_of(row.series)} on {row.text} at {row.x}"
+        where = f"{viz.label_of(row.series)} on {text_of(row.text)} at {row.x}"
         words.append(f"{where} ({row.mean:.3f}{scatter})")
     return ", ".join(words)
 
@@ -127,6 +134,31 @@ def _order_runs(profile: Profile) -> list[Run]:
     return [Run(method, name, f"{method}{switch}") for method, (name, switch) in pairs]
 
 
+def _threshold_runs(profile: Profile) -> list[Run]:
+    return [Run("dsnot", f"{rest:g}", f"dsnot:threshold={rest}") for rest in THRESHOLDS]
+
+
+def _cycle_runs(profile: Profile) -> list[Run]:
+    return [Run("dsnot", count, f"dsnot:max_cycles={count}") for count in CYCLES]
+
+
+def _criteria_runs(profile: Profile) -> list[Run]:
+    runs = [Run("the start, Wanda's masks", drop, "wanda") for drop in DROPPING]
+    for grow, drop in product(GROWING, DROPPING):
+        runs.append(Run(f"regrown by {grow}", drop, f"dsnot:grow={grow};drop={drop}"))
+    return runs
+
+
+def _start_runs(profile: Profile) -> list[Run]:
+    forms = {
+        "the start": "dsnot:initial={};max_cycles=0",
+        "dsnot": "dsnot:{}",
+        "dsnot:published": "dsnot:published;initial={}",
+    }
+    pairs = product(STARTS, forms.items())
+    return [Run(series, start, form.format(start)) for start, (series, form) in pairs]
+
+
 ABLATIONS = {
     "samples": Ablation("calibration windows", _sample_runs),
     "damp": Ablation("damping, as a share of the mean diagonal", _damp_runs),
@@ -134,4 +166,8 @@ ABLATIONS = {
     "alpha-beta": Ablation("alpha (gamma = 1)", _penalty_runs),
     "epochs": Ablation("epochs of the loop", _epoch_runs),
     "order": Ablation("order of the matrices", _order_runs),
+    "threshold": Ablation("error at which a row rests", _threshold_runs),
+    "cycles": Ablation("swaps a row at most", _cycle_runs),
+    "criteria": Ablation("pruned by", _criteria_runs),
+    "starts": Ablation("the mask it starts from", _start_runs),
 }

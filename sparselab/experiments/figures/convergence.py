@@ -6,31 +6,35 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ...models.architecture import blocks_of, dense_weights, family_of, restore
-from ...models.loading import load
+from ...models.architecture import blocks_of, family_of
 from ...viz import STYLES
 from ..profiles import LOOP, Profile
+from ..subject import subject_of
 from ..sweep import jobs_of
-from .drawing import draw_means, look_of, title_of
+from .drawing import caption, draw_means, from_zero, look_of, plain_log, title_of, zeros_of
 
 # SparseLLM's figure 3: block and sparsity, OPT-125m and LLaMA-2-13b.
 FIGURE_3 = {"OPT": (3, "0.8"), "LLaMA": (6, "0.7")}
-TERMS = {"alpha_term": "--", "beta_term": "-", "gamma_term": ":"}
+TERMS = {  # of the objective: line, and what it is about
+    "alpha_term": ("--", r"$\alpha$: z against the first matrix"),
+    "beta_term": ("-", r"$\beta$: output against the second"),
+    "gamma_term": (":", r"$\gamma$: p against the activation"),
+}
 
 
 def convergence_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     """Penalty terms (per token) and true relative error of one block's feed-forward network after
     each epoch, the blocks before it pruned alike."""
-    model, _ = load(profile.model)
-    weights = dense_weights(model)
+    subject = subject_of(profile, file)
+    model = subject.model
     block, sparsity = FIGURE_3[family_of(model).name]
     block = min(block if profile.block is None else profile.block, len(blocks_of(model)) - 1)
     experiment = replace(profile, layers=range(block + 1))
 
     def make(job: dict) -> list[dict]:
-        restore(model, weights)
-        report = experiment.prune(model, **job)
-        row = experiment.row(**job, report=report, model=model)
+        with subject.pruned(experiment, job) as pruned:
+            report = pruned.report
+            row = experiment.row(**job, report=report, model=model, scored=pruned.scored)
         epochs = [epoch for epoch in report.epochs if epoch["layer"] == block]
         return [{**row, **epoch} for epoch in epochs if epoch["epoch"] < profile.epochs]
 
@@ -65,8 +69,11 @@ def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         axis.set(xlabel="epoch")
         axis.legend(fontsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    where = f"block {table.layer.iloc[0]} at {table.pattern.iloc[0]}, {title_of(table)}"
-    canvas.suptitle(where, fontsize=10)
+    plain_log(left)
+    from_zero(right)
+    pattern = zeros_of(table.pattern.iloc[0])
+    where = f"block {table.layer.iloc[0]}, {pattern}, {title_of(table)}"
+    caption(canvas, where)
     return canvas, (
         f"SparseLLM's loop in {where}: relative output error, each against its own target, from the"
         f" first to the last epoch, {', '.join(ends)}."
@@ -75,6 +82,5 @@ def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
 
 def _draw_terms(axis: plt.Axes, means: pd.DataFrame) -> None:
     look = {"color": STYLES["sparsellm"][0], "marker": "v", "capsize": 2}
-    for term, line in TERMS.items():
-        label = f"{term.removesuffix('_term')} term"
+    for term, (line, label) in TERMS.items():
         draw_means(axis, means[term], linestyle=line, label=label, **look)

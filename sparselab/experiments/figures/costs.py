@@ -9,55 +9,85 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from torch import nn
 
+from ...engine.distillation import distill
 from ...engine.finetuning import finetune
 from ...engine.report import Report
-from ...models.loading import load
+from ...models.loading import find_device, load
 from ...runtime.memory import peak_bytes, reset_peak
 from ...viz import label_of
 from ..profiles import Profile
+from ..subject import subject_of
 from ..sweep import jobs_of
-from .drawing import look_of, title_of
+from .drawing import caption, from_zero, look_of, text_of, title_of, zeros_of
 
-# Magnitude's masks over all matrices, then the model's loss itself, by backward passes.
-GLOBAL = "global"
-COSTS = (GLOBAL, "magnitude", "wanda", "sparsegpt", "sparsellm:published", "sparsellm")
+# All matrices at once, by backward passes. Magnitude's masks, and then the text's own loss; or the
+# strongest that the package has: SparseGPT's model, and then masks and weights against the dense
+# model's predictions.
+GLOBAL, ELSA = "global", "global:elsa"
+COSTS = (
+    GLOBAL,
+    ELSA,
+    "magnitude",
+    "wanda",
+    "dsnot:published",
+    "dsnot:wanda",
+    "sparsegpt",
+    "sparsellm:published",
+    "sparsellm:repaired",
+    "sparsellm",
+    "admm",
+    "admm:guided",
+)
+ELSA_ROUNDS = 8  # how often the masks are chosen anew
+STARTS = {GLOBAL: "magnitude:scope=global", ELSA: "sparsegpt"}
 
 
 def costs_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     """Memory above the loaded model, seconds and perplexity, each run in a process of its own so
-    that peaks do not mix."""
+    that peaks do not mix. From files, memory is all that the run takes, and nothing is trained: no
+    block-by-block method trains the whole model."""
 
     def make(job: dict) -> list[dict]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            return process.submit(cost, profile, **job).result()
+            return process.submit(cost, profile, file, **job).result()
 
-    jobs = jobs_of(profile.seeds[:1], [profile.sparsity], COSTS)
+    methods = [method for method in COSTS if not (profile.stream and method in STARTS)]
+    jobs = jobs_of(profile.seeds[:1], [profile.sparsity], methods)
     key = {"window_limit": profile.windows, "steps": profile.steps}
     return profile.resume(file, jobs, make, progress, **key)
 
 
-def cost(profile: Profile, seed: int, pattern: str, method: str) -> list[dict]:
+def cost(profile: Profile, file: Path, seed: int, pattern: str, method: str) -> list[dict]:
     """One run, measured: rows as in a sweep, with the memory it took above the loaded model."""
-    model, _ = load(profile.model)
+    subject = subject_of(profile, file)
+    model, job = subject.model, {"seed": seed, "pattern": pattern, "method": method}
     profile.calibration(model, seed)  # drawn before the measurement begins
-    before = reset_peak(model.device)
-    chosen = "magnitude:scope=global" if method == GLOBAL else method
-    report = profile.prune(model, seed, pattern, chosen)
-    if method == GLOBAL:
-        _train(model, profile, report, seed)
-    extra = round((peak_bytes(model.device) - before) / 2**20, 1)
-    dense = profile.perplexities(load(profile.model)[0])
-    rows = profile.evaluate(model, report, dense, seed=seed, pattern=pattern, method=method)
+    device = find_device(None)
+    before = reset_peak(device)
+    with subject.pruned(profile, {**job, "method": STARTS.get(method, method)}) as pruned:
+        report, scored = pruned.report, pruned.scored
+        if method in STARTS:
+            _train(model, profile, report, seed, method)
+        extra = round((peak_bytes(device) - before) / 2**20, 1)
+        again = subject.dense if profile.stream else load(profile.model)[0]
+        dense = profile.perplexities(model, scored=again)
+        rows = profile.evaluate(model, report, dense, scored=scored, **job)
     return [{**row, "steps": profile.steps, "extra_mib": extra} for row in rows]
 
 
-def _train(model: nn.Module, profile: Profile, report: Report, seed: int) -> None:
+def _train(model: nn.Module, profile: Profile, report: Report, seed: int, method: str) -> None:
     """Against the loss of the whole model at once; goes into the report."""
     started, windows = time.perf_counter(), profile.calibration(model, seed)
     options = {"steps": profile.steps, "batch": min(8, len(windows)), "seed": seed}
-    finetune(model, windows, **options, progress=False)
+    if method == GLOBAL:
+        finetune(model, windows, **options, progress=False)
+        report.settings["method"] += f" + finetune(steps={profile.steps})"
+    else:
+        dense, _ = load(profile.model)
+        every = max(1, profile.steps // ELSA_ROUNDS)
+        distill(model, dense, windows, masks="elsa", every=every, **options, progress=False)
+        report.settings["method"] += f" + distill(masks=elsa, steps={profile.steps}, every={every})"
     report.seconds["total"] += time.perf_counter() - started
-    report.settings["method"] += f" + finetune(steps={profile.steps})"
 
 
 def draw_costs(table: pd.DataFrame) -> tuple[plt.Figure, str]:
@@ -66,7 +96,7 @@ def draw_costs(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     rows = table[table.text == table.text.iloc[0]]
     methods = rows.groupby("method", sort=False)[["extra_mib", "excess", "seconds"]]
     means, scatter = methods.mean(), methods.std().fillna(0)
-    canvas, axis = plt.subplots(figsize=(6.4, 4))
+    canvas, axis = plt.subplots(figsize=(7.4, 4))
     points = []
     for name, (memory, loss, seconds) in means.iterrows():
         look = {**look_of(name), "linestyle": "none", "capsize": 3, "markersize": 8}
@@ -74,12 +104,13 @@ def draw_costs(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         place = {"xytext": (8, -3), "textcoords": "offset points"}
         axis.annotate(f"{seconds:.0f} s", (memory, loss), fontsize=8, **place)
         points.append(f"{label_of(name)} {memory:.0f} MiB, {loss:.3f} nats, {seconds:.0f} s")
-    loss = f"loss above dense on {rows.text.iloc[0]} (nats)"
+    loss = f"loss above dense, {text_of(rows.text.iloc[0])} (nats)"
     axis.set(xlabel="memory above the loaded model (MiB)", ylabel=loss)
-    axis.legend(fontsize=8)
-    sparsity = table.pattern.iloc[0]
-    axis.set_title(f"{title_of(table)}, sparsity {sparsity}", fontsize=9)
+    canvas.legend(loc="outside right upper", fontsize=8)
+    from_zero(axis)
+    sparsity = zeros_of(table.pattern.iloc[0])
+    caption(canvas, f"{title_of(table)}, {sparsity}")
     return canvas, (
-        f"memory above the loaded model, loss above dense and time at {sparsity},"
+        f"memory above the loaded model, loss above dense and time, {sparsity},"
         f" {title_of(table)}: {', '.join(points)}."
     )

@@ -8,7 +8,7 @@ import pandas as pd
 from ...patterns import Pattern
 from ...viz import label_of
 from ..profiles import Profile
-from .drawing import look_of, title_of
+from .drawing import caption, look_of, plain_log, text_of, title_of, words_of
 
 
 def sparsity_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
@@ -18,23 +18,29 @@ def sparsity_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame
 
 
 def draw_sparsity(table: pd.DataFrame) -> tuple[plt.Figure, str]:
-    """A row of panels for each text: curves over the fractions, points for n:m; the dense model
-    dotted."""
-    texts = table.text.unique()
-    grid = {"squeeze": False, "sharey": "row", "width_ratios": [1.6, 1]}
-    canvas, axes = plt.subplots(len(texts), 2, figsize=(10, 3.6 * len(texts)), **grid)
-    for (curves, points), text in zip(axes, texts, strict=True):
-        rows = table[table.text == text]
-        grouped = rows.pattern.str.contains(":")
-        for axis, xlabel in ((curves, "zeros (%)"), (points, "zeros in n:m")):
+    """A row of panels for each text: curves over the fractions, points for n:m, those of the two
+    that there are; the dense model dotted."""
+    texts, grouped = table.text.unique(), table.pattern.str.contains(":")
+    kinds = [  # rows, how they are drawn, label of the axis, width
+        (table[~grouped], _draw_curves, "zeros (%)", 1.6),
+        (table[grouped], _draw_points, "zeros in n:m", 1.0),
+    ]
+    kinds = [kind for kind in kinds if len(kind[0])]
+    widths = [width for *_, width in kinds]
+    grid = {"squeeze": False, "sharey": "row", "width_ratios": widths}
+    size = (3.2 * sum(widths) + 1.7, 3.6 * len(texts))
+    canvas, axes = plt.subplots(len(texts), len(kinds), figsize=size, **grid)
+    for line, text in zip(axes, texts, strict=True):
+        for axis, (rows, draw, xlabel, _) in zip(line, kinds, strict=True):
+            rows = rows[rows.text == text]
             axis.axhline(rows.dense.iloc[0], color="black", linestyle=":", label="dense")
-            axis.set(xlabel=xlabel, yscale="log")
-        _draw_curves(curves, rows[~grouped])
-        _draw_points(points, rows[grouped])
-        curves.set(ylabel=f"perplexity on {text}")
-    shown = axes[0, 1 if table.pattern.str.contains(":").all() else 0]
+            axis.set(xlabel=xlabel)
+            draw(axis, rows)
+            plain_log(axis)
+        line[0].set(ylabel=f"perplexity on {text_of(text)}")
+    shown = axes[0, 0]
     canvas.legend(*shown.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    canvas.suptitle(title_of(table), fontsize=10)
+    caption(canvas, title_of(table))
     return canvas, f"perplexity against sparsity, {title_of(table)}; lowest at {_lowest(table)}."
 
 
@@ -43,7 +49,9 @@ def _lowest(table: pd.DataFrame) -> str:
     words = []
     for row in best.itertuples():
         values = f"{row.perplexity:.1f} (dense {row.dense:.1f})"
-        words.append(f"{row.pattern} on {row.text}: {label_of(row.method)} {values}")
+        words.append(
+            f"{words_of(row.pattern)} on {text_of(row.text)}: {label_of(row.method)} {values}"
+        )
     return ", ".join(words)
 
 
@@ -51,6 +59,8 @@ def _draw_curves(axis: plt.Axes, rows: pd.DataFrame) -> None:
     for name, part in rows.sort_values("asked").groupby("method", sort=False):
         x = 100 * part.sparsity
         axis.errorbar(x, part.perplexity, part.stderr, **look_of(name), capsize=2)
+    asked = sorted(100 * rows.asked.unique())
+    axis.set_xticks(asked, [f"{share:g}" for share in asked])
 
 
 def _draw_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
@@ -63,3 +73,4 @@ def _draw_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
         x = part.pattern.map(patterns.index) + shift
         axis.errorbar(x, part.perplexity, part.stderr, **look, capsize=2)
     axis.set_xticks(range(len(patterns)), patterns)
+    axis.set_xlim(-0.5, len(patterns) - 0.5)

@@ -1,6 +1,7 @@
 """Weights before and after: how they are distributed, and which of the large ones stay."""
 
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,12 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ...models.architecture import dense_weights, linears_of, restore
-from ...models.loading import load
 from ...viz import label_of
 from ..profiles import Profile
+from ..subject import subject_of
 from ..sweep import jobs_of
-from .drawing import look_of, title_of
+from .drawing import caption, look_of, title_of, zeros_of
 
 BINS = torch.linspace(-5, 5, 102)  # in standard deviations of the dense matrix
 GROUPS = 20  # by |dense weight|, from the smallest to the largest
@@ -25,20 +25,16 @@ def weights_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     matrices together, each in its own scale.
     """
 
-    @cache
-    def dense_model():  # not for a table that is complete
-        model, _ = load(profile.model)
-        return model, dense_weights(model)
+    subject = cache(partial(subject_of, profile, file))  # not for a table that is complete
 
     def make(job: dict) -> list[dict]:
-        model, weights = dense_model()
-        restore(model, weights)
-        report = profile.prune(model, **job)
-        protocol, linears = profile.row(**job, report=report, model=model), linears_of(model)
-        names = [row.name for row in report.rows]
-        dense = {name: weights[name] for name in names}
-        pruned = {name: linears[name].weight for name in names}
-        return [{**protocol, **row} for row in distribution(dense, pruned)]
+        model, dense = subject().model, subject().weights
+        with subject().pruned(profile, job) as found:
+            report, scored = found.report, found.scored
+            protocol = profile.row(**job, report=report, model=model, scored=scored)
+            names = [row.name for row in report.rows]
+            rows = distribution(dense, found.weights, names)
+        return [{**protocol, **row} for row in rows]
 
     moved = ("dsnot", "swaps")  # the masks of others
     methods = [name for name in profile.methods if name.partition(":")[0] not in moved]
@@ -46,22 +42,25 @@ def weights_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     return profile.resume(file, jobs, make, progress)
 
 
-def distribution(dense: dict[str, Tensor], pruned: dict[str, Tensor]) -> list[dict]:
+def distribution(
+    dense: Mapping[str, Tensor], pruned: Mapping[str, Tensor], names: Iterable[str] | None = None
+) -> list[dict]:
     """Rows of quantity ('dense', 'pruned': share of weights in a bin; 'kept': share kept), x and y,
-    from weights [r, c]."""
+    from the weights [r, c] of all matrices, or of those named."""
+    names = list(dense if names is None else names)
     bins = (BINS[1:] + BINS[:-1]) / 2
     places = (torch.arange(GROUPS, dtype=torch.float64) + 0.5) / GROUPS
     x_of = {"dense": bins, "pruned": bins, "kept": places}
     y_of = {quantity: torch.zeros(len(x)) for quantity, x in x_of.items()}
-    for name, before in dense.items():
-        before, after = before.detach().float().cpu(), pruned[name].detach().float().cpu()
+    for name in names:
+        before, after = dense[name].detach().float().cpu(), pruned[name].detach().float().cpu()
         scale = before.std().item()
         for quantity, weight in (("dense", before), ("pruned", after)):
             inside = (weight[weight != 0] / scale).clamp(BINS[0], BINS[-1])
-            y_of[quantity] += torch.histogram(inside, BINS).hist / before.numel() / len(dense)
+            y_of[quantity] += torch.histogram(inside, BINS).hist / before.numel() / len(names)
         kept = (after != 0).flatten()[before.abs().flatten().argsort()].float()
         shares = [part.mean() for part in kept.tensor_split(GROUPS)]
-        y_of["kept"] += torch.stack(shares) / len(dense)
+        y_of["kept"] += torch.stack(shares) / len(names)
     rows = []
     for quantity, centres in x_of.items():
         for x, y in zip(centres.tolist(), y_of[quantity].tolist(), strict=True):
@@ -84,7 +83,7 @@ def draw_weights(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         largest.append(f"{label_of(name)} {kept.y.iloc[kept.x.argmax()]:.1%}")
     left.set(
         title="before (grey) and after",
-        xlabel="weight, in standard deviations of the dense matrix (at ±5 all beyond)",
+        xlabel="weight, in standard deviations of its dense matrix",
         ylabel="share of the weights",
         yscale="log",
     )
@@ -94,8 +93,8 @@ def draw_weights(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         ylabel="kept (%)",
     )
     right.legend(fontsize=8)
-    sparsity = table.pattern.iloc[0]
-    canvas.suptitle(f"{title_of(table)}, sparsity {sparsity}", fontsize=10)
+    sparsity = zeros_of(table.pattern.iloc[0])
+    caption(canvas, f"{title_of(table)}, {sparsity}. All beyond ±5 standard deviations is at ±5")
     return canvas, (
         f"weights before and after pruning to {sparsity}, {title_of(table)}; of the twentieth with"
         f" the largest dense weights is kept: {', '.join(largest)}."

@@ -1,0 +1,80 @@
+"""Every entry of the registry by its paper profile, on OPT-125m's exact shape with random weights:
+python bench/paper_shapes.py [--out FILE] [--work FOLDER]
+
+What can break at the paper's size breaks here: streaming, shapes, columns, drawings. The numbers
+mean nothing, for the weights are random and the calibration is two short windows. The list of what
+ran, with seconds and peak memory, is written to bench/paper_shapes.md. Broken off, it goes on in
+the same --work folder.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, OPTConfig
+
+import sparselab as sl
+from sparselab.errors import SparselabError
+from sparselab.experiments.figures import FIGURES, figure, named_figure
+from sparselab.experiments.registry import entries
+from sparselab.experiments.tables import as_markdown
+from sparselab.models.loading import tokenizer_of
+
+SMALL = {
+    "corpus": "demo",
+    "texts": ("demo",),
+    "samples": 2,
+    "seqlen": 64,
+    "windows": 2,
+    "seeds": (0,),
+    "sizes": (2,),
+    "counts": (1,),
+    "grid": (1.0,),
+    "epochs": 1,
+    "items": 2,
+    "tasks": ("rte", "piqa"),
+}
+FIRST_PATTERNS = 1  # of each entry's
+
+
+def random_opt_125m(folder: Path) -> Path:
+    """A folder with a model of OPT-125m's shape and opt-mini's tokenizer; made once."""
+    if not (folder / "config.json").exists():
+        torch.manual_seed(0)
+        config = OPTConfig()  # transformers' defaults are OPT-125m's shape
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tokenizer_of(sl.load("opt-mini")[0]).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Run what is missing, and write the list."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--work", type=Path, default=Path("build/paper_shapes"))
+    args = parser.parse_args()
+    model = random_opt_125m(args.work / "opt-125m-random")
+    lines = [["entry", "figure", "rows", "seconds", "state"]]
+    for entry in entries().values():
+        if "paper" not in entry.profiles or not FIGURES[entry.figure].measured:
+            continue
+        patterns = named_figure(entry.name, "paper")[1].patterns[:FIRST_PATTERNS]
+        changes = {**SMALL, "model": str(model), "patterns": patterns}
+        started = time.perf_counter()
+        try:
+            table, *_ = figure(
+                entry.name, profile="paper", folder=args.work, progress=False, **changes
+            )
+            rows, state = len(table), "ran to its end"
+        except SparselabError as error:
+            rows, state = 0, f"stopped: {error}"
+        seconds = round(time.perf_counter() - started)
+        lines.append([entry.name, entry.figure, rows, seconds, state])
+        print(lines[-1], flush=True)
+        args.out.write_text(f"{__doc__.split(':')[0]}.\n\n{as_markdown(lines)}\n", encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Zero-shot accuracy of the dense and the pruned model, task by task, judged item by item."""
+
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from ...evaluation.tasks import task_file
+from ...evaluation.zeroshot import answers
+from ...models.loading import revision, tokenizer_of
+from ...viz import label_of
+from ..profiles import Profile
+from ..subject import LastPruned
+from ..sweep import jobs_of
+from .drawing import caption, look_of, title_of, zeros_of
+
+NAMES = {
+    "boolq": "BoolQ",
+    "rte": "RTE",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "arc_easy": "ARC easy",
+    "arc_challenge": "ARC challenge",
+    "openbookqa": "OpenBookQA",
+    "piqa": "PIQA",
+    "lambada_openai": "LAMBADA",
+}
+
+
+def zeroshot_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
+    """A row a method and task. `right` says of every item whether the model was right, y or n, in
+    the order of the task's file, so that two methods can be compared item by item."""
+    jobs = [
+        {**job, "task": task}
+        for job in jobs_of(profile.seeds[:1], [profile.sparsity], profile.answering)
+        for task in profile.tasks
+    ]
+    with LastPruned(profile, file) as last:
+
+        def make(job: dict) -> list[dict]:
+            task = job["task"]
+            pruning = {key: value for key, value in job.items() if key != "task"}
+            pruned, model = last.pruned(pruning), last.subject.model
+            row = profile.row(**pruning, report=pruned.report)
+            row["revision"] = revision(model)
+            started, limit = time.perf_counter(), profile.items
+            found = answers(
+                pruned.scored, tokenizer_of(model), task, limit=limit, progress=progress
+            )
+            return [
+                {
+                    **row,
+                    "task": task,
+                    "file": task_file(task).name,
+                    "limit": str(limit),
+                    "items": len(found),
+                    "chance": round((1 / found.loglikelihoods.map(len)).mean(), 6),
+                    "accuracy": round(found.correct.mean(), 6),
+                    "accuracy_stderr": round(found.correct.sem(), 6),
+                    "right": "".join("y" if right else "n" for right in found.correct),
+                    "task_seconds": round(time.perf_counter() - started, 1),
+                }
+            ]
+
+        return profile.resume(file, jobs, make, progress, limit=str(profile.items))
+
+
+def draw_zeroshot(table: pd.DataFrame) -> tuple[plt.Figure, str]:
+    """A column for each task, the methods side by side, with standard errors; grey bars are what
+    guessing gets."""
+    tasks, methods = [*table.task.unique()], [*table.method.unique()]
+    canvas, axis = plt.subplots(figsize=(10, 4))
+    chance = table.groupby("task").chance.first()[tasks]
+    many = chance < 1  # one choice only: nothing to guess among
+    axis.bar(np.arange(len(tasks))[many], 100 * chance[many], 0.84, color="#dddddd", label="chance")
+    for place, method in enumerate(methods):
+        rows = table[table.method == method].set_index("task").loc[tasks]
+        x = np.arange(len(tasks)) + 0.7 * ((place + 0.5) / len(methods) - 0.5)
+        look = {**look_of(method), "linestyle": "none"}
+        if method == "dense":
+            look["marker"] = "_"
+        axis.errorbar(x, 100 * rows.accuracy, 100 * rows.accuracy_stderr, **look, capsize=2)
+    axis.set_xticks(range(len(tasks)), [NAMES.get(task, task) for task in tasks], rotation=20)
+    axis.set(ylabel="right (%)", ylim=(0, 100))
+    canvas.legend(loc="outside right upper", fontsize=8)
+    caption(canvas, f"{title_of(table)}, {zeros_of(table.pattern.iloc[0])}")
+    return canvas, _sentence(table)
+
+
+def _sentence(table: pd.DataFrame) -> str:
+    """Accuracy over all items together, and the differences between the best and the others,
+    item by item."""
+    means, errors = paired(table)
+    best = means.drop("dense", errors="ignore").idxmax()
+    words = [f"{label_of(name)} {100 * value:.1f} %" for name, value in means.items()]
+    gaps = [
+        f"{label_of(name)} {100 * (means[best] - means[name]):.1f} ± {100 * errors[name]:.1f}"
+        for name in means.index
+        if name not in (best, "dense")
+    ]
+    items = table.groupby("method")["items"].sum().iloc[0]
+    return (
+        f"zero-shot accuracy over {items} items of {table.task.nunique()} tasks,"
+        f" {title_of(table)}, {zeros_of(table.pattern.iloc[0])}: {', '.join(words)};"
+        f" {label_of(best)} ahead, in points: {', '.join(gaps)}."
+    )
+
+
+def paired(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The share of all items that each method answers right, and the standard error of its
+    distance from the best pruned one, item by item."""
+    right = {
+        method: np.array(list("".join(rows.right))) == "y"
+        for method, rows in table.groupby("method", sort=False)
+    }
+    means = pd.Series({method: answers.mean() for method, answers in right.items()})
+    best = right[means.drop("dense", errors="ignore").idxmax()].astype(float)
+    errors = {method: (best - got).std(ddof=1) / len(best) ** 0.5 for method, got in right.items()}
+    return means, pd.Series(errors)

@@ -1,0 +1,414 @@
+"""What of the papers held here: each claim judged by recorded rows, in words and numbers.
+
+A method is ahead of another in a cell (model, text, pattern) where its loss is lower by more than
+two standard errors, the two errors added as if they were independent. Both were measured on the
+same windows, so that the true error of the difference is smaller: what is called undecided may be
+decided, and not the other way round.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import SparselabError
+from ..runtime.files import ROOT
+from ..viz import label_of
+from .figures.recorded import sizes_table
+from .figures.zeroshot import paired
+from .profiles import PROFILES
+from .registry import entry
+from .results import read
+from .tables import as_markdown, significant
+
+HELD, PARTLY, NOT, UNTESTED = "held", "in part", "did not hold", "not testable here"
+DOUBT = 2  # standard errors
+LITTLE = 1.5  # times: what a loss may change by where something "hardly matters"
+CELL = ["model", "text", "pattern"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says; which entries of the registry show it; and a function that looks at the
+    recorded rows and gives a verdict and the numbers it stands on."""
+
+    words: str
+    paper: str
+    entries: tuple[str, ...]
+    judge: Callable[[], tuple[str, str]]
+
+
+def recorded(name: str) -> pd.DataFrame:
+    """A table of bench/, such as 'opt-mini.csv' or 'figures/costs-opt-mini.csv'."""
+    file = ROOT / "bench" / name
+    if not file.exists():
+        raise SparselabError(f"the verdicts need {file}, which is not there.")
+    return read(file)
+
+
+def sweeps() -> pd.DataFrame:
+    """The rows of all methods on both models."""
+    return pd.concat([recorded("opt-mini.csv"), recorded("smollm2.csv")], ignore_index=True)
+
+
+# Comparisons of two methods
+
+
+def cells(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
+    """By cell: by how much the method's loss is lower than the other's, in nats a token, and the
+    standard error of that. Cells that lack one of the two are left out."""
+    values = {}
+    for name in (method, other):
+        rows = table[table.method == name]
+        values[name] = rows.groupby(CELL, sort=False)[["excess", "excess_stderr"]].mean()
+    mine, theirs = values[method].align(values[other], join="inner")
+    error = np.hypot(mine.excess_stderr, theirs.excess_stderr)
+    return pd.DataFrame({"lower": theirs.excess - mine.excess, "error": error})
+
+
+def duel(
+    table: pd.DataFrame, method: str, others: Iterable[str], patterns: Iterable[str] = ()
+) -> tuple[str, str]:
+    """Whether a method is ahead of others, cell by cell and model by model."""
+    chosen = table[table.pattern.isin(list(patterns))] if patterns else table
+    found = pd.concat([cells(chosen, method, other) for other in others])
+    if found.empty:
+        return UNTESTED, "no rows"
+    ahead, behind = found.lower > DOUBT * found.error, found.lower < -DOUBT * found.error
+    words = []
+    for model in found.index.get_level_values("model").unique():
+        here = found.index.get_level_values("model") == model
+        words.append(
+            f"{model}: ahead in {ahead[here].sum()} of {here.sum()} cells, behind in"
+            f" {behind[here].sum()}, by {_range(found.lower[here])} nats"
+        )
+    return _verdict(int(ahead.sum()), int(behind.sum())), "; ".join(words)
+
+
+def _verdict(ahead: int, behind: int) -> str:
+    """From how many cells speak for a claim, and how many against it."""
+    if ahead and not behind:
+        return HELD
+    if ahead > behind:
+        return PARTLY
+    return NOT
+
+
+def _range(values: pd.Series) -> str:
+    low, high = significant(values.min(), 2), significant(values.max(), 2)
+    return low if low == high else f"{low} to {high}"
+
+
+def not_worse(
+    table: pd.DataFrame, method: str, other: str, patterns: Iterable[str]
+) -> tuple[str, str]:
+    """Whether a method is nowhere behind another."""
+    found = cells(table[table.pattern.isin(list(patterns))], method, other)
+    behind = found.lower < -DOUBT * found.error
+    words = []
+    for model, rows in found.groupby(level="model", sort=False):
+        here = behind[rows.index]
+        words.append(
+            f"{model}: behind in {here.sum()} of {len(rows)} cells, by {_range(-rows.lower)} nats"
+        )
+    if not behind.any():
+        return HELD, "; ".join(words)
+    return (PARTLY if not behind.all() else NOT), "; ".join(words)
+
+
+# Claims that are no duel
+
+
+def _few_windows() -> tuple[str, str]:
+    table = recorded("figures/samples-opt-mini.csv")
+    by_size = table[table.method == "wanda"].groupby("samples").excess.agg(["mean", "std", "count"])
+    few, many = by_size.iloc[0], by_size.iloc[-1]
+    lost = few["mean"] - many["mean"]
+    error = (few["std"] ** 2 / few["count"] + many["std"] ** 2 / many["count"]) ** 0.5
+    sizes = by_size.index[0], by_size.index[-1]
+    return HELD if lost < DOUBT * error else PARTLY, (
+        f"opt-mini, 70 %: {sizes[0]} windows lose {lost:.3f} ± {error:.3f} nats more than"
+        f" {sizes[1]}, of {many['mean']:.2f}"
+    )
+
+
+def _free_half() -> tuple[str, str]:
+    table = sweeps()
+    rows = table[(table.method == "sparsegpt") & (table.pattern == "0.5")]
+    most = rows.groupby("model", sort=False).excess.max()
+    cheap = most < 0.05
+    verdict = HELD if cheap.all() else PARTLY if cheap.any() else NOT
+    return verdict, "; ".join(f"{model}: at most {loss:.2f} nats" for model, loss in most.items())
+
+
+def _larger_lose_less() -> tuple[str, str]:
+    table = sizes_table(PROFILES["mini"], Path(), False)
+    excess = np.log(table.sparsegpt / table.dense)
+    ends = f"{excess.iloc[0]:.3f} at {table.billions.iloc[0]:g}b"
+    ends += f", {excess.iloc[-1]:.3f} at {table.billions.iloc[-1]:g}b"
+    return UNTESTED, f"two small models decide nothing; published, OPT: {ends} nats"
+
+
+def _groups_cost() -> tuple[str, str]:
+    table = sweeps()
+    rows = table[table.pattern.isin(("0.5", "4:8", "2:4"))]
+    groups = rows.groupby(["model", "text", "method", "pattern"])
+    values = groups.excess.mean().unstack("pattern")
+    errors = groups.excess_stderr.mean().unstack("pattern")
+    more = less = total = 0
+    for easier, harder in (("0.5", "4:8"), ("4:8", "2:4"), ("0.5", "2:4")):
+        cost = (values[harder] - values[easier]).dropna()
+        doubt = DOUBT * np.hypot(errors[harder], errors[easier])[cost.index]
+        more, less = more + int((cost > doubt).sum()), less + int((cost < -doubt).sum())
+        total += len(cost)
+    return _verdict(more, less), (
+        f"the stricter pattern costs more in {more} of {total} comparisons, less in {less}"
+    )
+
+
+def _spread_of(name: str, method: str, default: str) -> tuple[bool, str]:
+    """Whether the best value of an ablation is within doubt of the default, and by how much the
+    worst is behind."""
+    table = recorded(f"figures/{name}-opt-mini.csv")
+    table = table[table.method.str.startswith(method)]
+    by_value = table.groupby("method", sort=False).excess.agg(["mean", "std", "count"])
+    best, worst, ours = by_value["mean"].min(), by_value["mean"].max(), by_value.loc[default]
+    near = ours["mean"] - best < DOUBT * ours["std"] / ours["count"] ** 0.5
+    return near, f"{name}: {best:.3f} to {worst:.3f} nats, the paper's value {ours['mean']:.3f}"
+
+
+def _damping_and_blocks() -> tuple[str, str]:
+    damping = _spread_of("damp", "sparsegpt", "sparsegpt:damp=0.01")
+    blocks = _spread_of("block-size", "sparsegpt", "sparsegpt:block=128")
+    near = damping[0] and blocks[0]
+    return PARTLY if near else NOT, f"opt-mini, 70 %; {damping[1]}; {blocks[1]}"
+
+
+def _costs(method: str = "global") -> tuple[pd.Series, pd.Series]:
+    table = recorded("figures/costs-opt-mini.csv").groupby("method", sort=False)
+    means = table[["extra_mib", "excess", "seconds"]].mean()
+    return means.loc[method], means.loc["sparsegpt"]
+
+
+def _global_memory() -> tuple[str, str]:
+    whole, local = _costs()
+    times = whole.extra_mib / local.extra_mib
+    return HELD if times > DOUBT else NOT, (
+        f"opt-mini: training against the global loss takes {times:.1f} times the memory of"
+        " SparseGPT beside the model"
+    )
+
+
+def _global_accuracy() -> tuple[str, str]:
+    words, ahead = [], 0
+    for name, called in (("global", "text's own loss"), ("global:elsa", "dense predictions, ELSA")):
+        whole, local = _costs(name)
+        ahead += whole.excess < local.excess
+        words.append(f"{called} {whole.excess:.3f} nats in {whole.seconds:.0f} s")
+    words.append(f"SparseGPT {local.excess:.3f} in {local.seconds:.0f} s")
+    return (NOT, PARTLY, HELD)[ahead], f"opt-mini, 70 %: {'; '.join(words)}"
+
+
+def _loop_converges() -> tuple[str, str]:
+    words, falls = [], []
+    for model in ("opt-mini", "smollm2-135m"):
+        table = recorded(f"figures/convergence-{model}.csv")
+        table = table[table.method.str.startswith("sparsellm:published")]
+        by_epoch = table.groupby("epoch").error.mean()
+        share = by_epoch.iloc[-1] / by_epoch.iloc[0]
+        falls.append(share < 1)
+        words.append(
+            f"{model}, block {table.layer.iloc[0]}, {table.pattern.iloc[0]}: the error after"
+            f" {by_epoch.index[-1] + 1} epochs is {share:.2f} of that after the first"
+        )
+    return HELD if all(falls) else PARTLY if any(falls) else NOT, "; ".join(words)
+
+
+def _penalties() -> tuple[str, str]:
+    table = recorded("figures/alpha-beta-opt-mini.csv")
+    pairs = table.method.str.extract(r"alpha=([\d.]+);beta=([\d.]+)").astype(float)
+    means = table.assign(alpha=pairs[0], beta=pairs[1]).groupby(["alpha", "beta"]).excess.mean()
+    by_beta = means.groupby("alpha").agg(lambda rows: rows.max() / rows.min()).max()
+    by_alpha = means.groupby("beta").agg(lambda rows: rows.max() / rows.min()).max()
+    small = [ratio < LITTLE for ratio in (by_alpha, by_beta)]
+    return HELD if all(small) else PARTLY if any(small) else NOT, (
+        f"opt-mini, 70 %, as released: the loss changes by up to {by_alpha:.1f} times with alpha,"
+        f" by {by_beta:.2f} with beta"
+    )
+
+
+def _beyond_the_matrix() -> tuple[str, str]:
+    """SparseGPT and ADMM with the dense model's stream or output as their target."""
+    table = recorded("ablation.csv")
+    losses = table.groupby("method", sort=False).excess.mean()
+    words, better = [], []
+    for method in ("sparsegpt", "admm"):
+        alone, aimed = losses[method], losses[f"{method}:targets=dense-model"]
+        better.append(aimed < alone)
+        words.append(f"{label_of(method)} {alone:.3f} to {aimed:.3f}")
+    order = recorded("figures/order-opt-mini.csv").groupby("method", sort=False).excess.mean()
+    for method in ("wanda", "sparsegpt", "admm"):
+        alone, aimed = order[method], order[f"{method}:targets=dense-model"]
+        better.append(aimed < alone)
+        words.append(f"with web text {label_of(method)} {alone:.3f} to {aimed:.3f}")
+    verdict = HELD if all(better) else PARTLY if any(better) else NOT
+    return verdict, f"opt-mini, 70 %, nats: {'; '.join(words)}"
+
+
+def _outliers() -> tuple[str, str]:
+    table = recorded("divisions.csv")
+    by = table.groupby(["text", "division"], sort=False).excess.first().unstack("division")
+    better = by.owl < by.uniform
+    words = [f"{text} {row.uniform:.3f} to {row.owl:.3f}" for text, row in by.iterrows()]
+    first = table.iloc[0]
+    return HELD if better.all() else PARTLY if better.any() else NOT, (
+        f"{first.model}, {first.pattern}, {first.method}, nats: {'; '.join(words)}"
+    )
+
+
+def _zeroshot() -> tuple[str, str]:
+    file = "figures/zeroshot-smollm2-135m.csv"
+    if not (ROOT / "bench" / file).exists():
+        return UNTESTED, "not run yet"
+    table = recorded(file)
+    means, errors = paired(table)
+    pruned = means.drop("dense").sort_values(ascending=False)
+    best, worst = pruned.index[0], pruned.index[-1]
+    gap, error = pruned[best] - pruned[worst], errors[worst]
+    verdict = HELD if gap > DOUBT * error else PARTLY
+    items = table[table.method == best]["items"].sum()
+    return verdict, (
+        f"smollm2-135m, {table.pattern.iloc[0]}, {items} items: {label_of(best)}"
+        f" {100 * gap:.1f} ± {100 * error:.1f} points above {label_of(worst)}"
+    )
+
+
+def _faster_products() -> tuple[str, str]:
+    table = recorded("sparse_products.csv")
+    if "cuda" in set(table.device):
+        rows = table[(table.device == "cuda") & (table.sparsity == 0.5)]
+        speed = (rows.dense_us / rows.sparse_us).max()
+        return HELD if speed > 1 else NOT, f"at best {speed:.2f} times as fast"
+    return UNTESTED, "no GPU has run it yet"
+
+
+FROM_70 = ("0.7", "0.8", "0.9")
+CLAIMS = (
+    Claim(
+        "Weighing by the inputs beats magnitude",
+        "Wanda",
+        ("wanda-table",),
+        lambda: duel(sweeps(), "wanda", ["magnitude"]),
+    ),
+    Claim(
+        "At 50 % Wanda is as good as SparseGPT",
+        "Wanda",
+        ("wanda-table",),
+        lambda: not_worse(sweeps(), "wanda", "sparsegpt", ["0.5"]),
+    ),
+    Claim("Wanda needs only a few calibration windows", "Wanda", ("wanda-samples",), _few_windows),
+    Claim("Half of the weights cost next to nothing", "SparseGPT", ("sparsegpt-size",), _free_half),
+    Claim("Larger models lose less", "SparseGPT", ("sparsegpt-size",), _larger_lose_less),
+    Claim("4:8 costs more than free choice, 2:4 more", "SparseGPT", ("wanda-table",), _groups_cost),
+    Claim(
+        "Damping and the columns in a block hardly matter",
+        "SparseGPT",
+        ("sparsegpt-damping", "sparsegpt-block-size"),
+        _damping_and_blocks,
+    ),
+    Claim(
+        "Moving Wanda's mask by the expected error lowers the loss",
+        "DSnoT",
+        ("dsnot-table-1", "dsnot-sparsity"),
+        lambda: duel(sweeps(), "dsnot:wanda", ["wanda"]),
+    ),
+    Claim(
+        "So it does by its published switches (attention alone, no sign rule)",
+        "DSnoT",
+        ("dsnot-table-1", "dsnot-starts"),
+        lambda: duel(sweeps(), "dsnot:published", ["wanda"]),
+    ),
+    Claim(
+        "Global pruning takes too much memory", "SparseLLM", ("sparsellm-figure-1",), _global_memory
+    ),
+    Claim(
+        "Global pruning is the accurate one", "SparseLLM", ("sparsellm-figure-1",), _global_accuracy
+    ),
+    Claim(
+        "The loop converges within a few epochs",
+        "SparseLLM",
+        ("sparsellm-figure-3-left", "sparsellm-figure-3-right"),
+        _loop_converges,
+    ),
+    Claim(
+        "From 70 % on it beats SparseGPT: the paper's formulas",
+        "SparseLLM",
+        ("sparsellm-table-1", "sparsellm-table-2"),
+        lambda: duel(sweeps(), "sparsellm:paper", ["sparsegpt"], FROM_70),
+    ),
+    Claim(
+        "From 70 % on it beats SparseGPT: the code as released",
+        "SparseLLM",
+        ("sparsellm-table-1", "sparsellm-table-2"),
+        lambda: duel(sweeps(), "sparsellm:published", ["sparsegpt"], FROM_70),
+    ),
+    Claim(
+        "From 70 % on it beats SparseGPT: with its regression repaired",
+        "SparseLLM",
+        ("sparsellm-table-1", "sparsellm-table-2"),
+        lambda: duel(sweeps(), "sparsellm:repaired", ["sparsegpt"], FROM_70),
+    ),
+    Claim(
+        "A target beyond the single matrix is worth having",
+        "SparseLLM",
+        ("sparsellm-table-1",),
+        _beyond_the_matrix,
+    ),
+    Claim("The penalties hardly matter", "SparseLLM", ("sparsellm-alpha-beta",), _penalties),
+    Claim("Zeros by outliers beat the uniform share", "OWL", ("owl-table",), _outliers),
+    Claim(
+        "Zero-shot accuracy rises with the better method",
+        "all",
+        ("sparsellm-zero-shot", "dsnot-zero-shot"),
+        _zeroshot,
+    ),
+    Claim("2:4 runs faster on a GPU", "SparseGPT, Wanda", ("future-hardware",), _faster_products),
+    Claim(
+        "The recommended call is nowhere behind a published method",
+        "sparselab",
+        ("sparsellm-table-1",),
+        lambda: duel(sweeps(), "admm:guided", RIVALS),
+    ),
+)
+RIVALS = ("wanda", "sparsegpt", "alps", "dsnot:published", "sparsellm:published", "sparsellm:paper")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what became of it, and the numbers that say so."""
+
+    claim: Claim
+    word: str
+    numbers: str
+
+
+def verdicts_of(claims: Iterable[Claim] = CLAIMS) -> list[Verdict]:
+    """Every claim judged; a SparselabError for an entry that the registry does not have."""
+    for claim in claims:
+        for name in claim.entries:
+            entry(name)
+    return [Verdict(claim, *claim.judge()) for claim in claims]
+
+
+def table_of(verdicts: Iterable[Verdict], numbers: bool = True) -> str:
+    """Verdicts as a Markdown table; numbers: with what they stand on, and where that is drawn."""
+    lines = [["claim", "paper", "here", *(["numbers", "drawn by"] if numbers else [])]]
+    for verdict in verdicts:
+        claim = verdict.claim
+        lines.append([claim.words, claim.paper, f"**{verdict.word}**"])
+        if numbers:
+            names = ", ".join(f"`figure {name}`" for name in claim.entries)
+            lines[-1] += [verdict.numbers, names]
+    return as_markdown(lines)
