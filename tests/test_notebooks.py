@@ -15,7 +15,14 @@ NOTEBOOK_FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(NOTEBOOK_FOLDER.glob("*.ipynb"))
 
 NOT_COMPARED = {"nbval-ignore-output", "nbval-skip"}
-TAGS = NOT_COMPARED | {"raises-exception", "solution", "exercise", "hide-input", "claim"}
+TAGS = NOT_COMPARED | {
+    "raises-exception",
+    "solution",
+    "exercise",
+    "hide-input",
+    "schematic",
+    "claim",
+}
 MOST_LINES = 20
 MOST_BYTES = 500_000
 ALT_WORDS = 3

@@ -1,0 +1,488 @@
+"""The drawings of the lessons' ideas, one function each: a figure, and a sentence that says what it
+shows. Letters and numbers are those of the lesson that shows the drawing."""
+
+from matplotlib.figure import Figure
+
+from ..schematics import Schematic
+
+Drawing = tuple[Figure, str]
+
+ZERO = {"pruned": "zero: pruned"}
+
+# 00 Start here
+
+MAP = {
+    "Start": ("what a zero costs", ["00 first pruning", "01 what is lost"]),
+    "Local": (
+        "each matrix by itself",
+        ["02 the objective", "03 Wanda", "04 SparseGPT", "05 DSnoT, swaps"],
+    ),
+    "Global": (
+        "matrices together",
+        ["06 the objective", "07 SparseLLM, OPT", "08 SparseLLM, LLaMA"],
+    ),
+    "Proof": ("who wins, how sure", ["09 head to head", "10 evaluation", "11 the figures"]),
+    "Further": ("larger, and after", ["12 13b on one GPU", "13 beyond"]),
+}
+
+
+def course_map() -> Drawing:
+    """00: the lessons along the path from local to global to proof."""
+    art, step = Schematic(45, 15.5), 9
+    stages = []
+    for place, (stage, (motto, lessons)) in enumerate(MAP.items()):
+        x = 4.5 + step * place
+        stages.append(art.box(x, 13.8, stage, width=6, height=2, size=12))
+        art.text(x, 11.8, motto, size=8, style="italic")
+        for row, lesson in enumerate(lessons):
+            art.box(x, 9.6 - 2.6 * row, lesson, width=8.2, height=1.9, size=8)
+    for before, after in zip(stages, stages[1:], strict=False):
+        art.arrow(before, after)
+    return art.figure, (
+        "The course as a path of five stages: start (00, 01), local methods that treat each matrix"
+        " by itself (02 to 05), global methods that treat matrices together (06 to 08), proof by"
+        " measurement (09 to 11), and further topics (12, 13)."
+    )
+
+
+def pruning() -> Drawing:
+    """00: a dense matrix, a mask, the sparse matrix."""
+    weights = [[1, -7, 2, 8], [-6, 3, 5, -4]]
+    kept = [[abs(weight) > 4 for weight in row] for row in weights]
+    roles = [["plain" if keep else "pruned" for keep in row] for row in kept]
+    mask = [[str(int(keep)) for keep in row] for row in kept]
+    sparse = [
+        [_signed(weight * keep) for weight, keep in zip(*rows, strict=True)]
+        for rows in zip(weights, kept, strict=True)
+    ]
+    art, y, size = Schematic(42, 8.5), 4.4, {"width": 2.2, "height": 1.8, "size": 11}
+    dense = [[_signed(weight) for weight in row] for row in weights]
+    for x, title, words, look in (
+        (6.5, "weights $W$", dense, "plain"),
+        (21, "mask $M$: 1 is kept, 0 is pruned", mask, roles),
+        (35.5, "pruned weights $W'$", sparse, roles),
+    ):
+        art.text(x, 7.4, title)
+        art.grid(x, y, words, look, **size)
+    art.text(13.75, y, r"$\odot$", size=14)
+    art.text(28.25, y, "=", size=14)
+    art.legend(18.2, 0.9, ZERO)
+    return art.figure, (
+        "A dense matrix of eight weights, entry by entry times a mask of ones and zeros, gives the"
+        " sparse matrix: the four smallest weights are zero, the others unchanged."
+    )
+
+
+def _signed(number: float) -> str:
+    """With a minus as long as a plus."""
+    return f"{number}".replace("-", "−")
+
+
+# 01 What a pruned model loses
+
+
+def perplexity() -> Drawing:
+    """01: from a text to one number."""
+    art, cell = Schematic(44, 14), {"width": 2.6, "height": 1.8}
+    names = ["window 1", "…", "window $k$", "…", "window $K$"]
+    windows = art.grid(25.5, 12.4, [names], width=7.2, height=1.8)[0]
+    tokens = art.grid(14, 8.2, [["$x_1$", "$x_2$", "$x_3$", "…", "$x_n$"]], **cell)[0]
+    losses = art.grid(15.3, 3.4, [["$L_2$", "$L_3$", "…", "$L_n$"]], "wrong", **cell)[0]
+    for y, words in ((12.4, "text"), (8.2, "tokens of a window"), (3.4, "loss of each token")):
+        art.text(0.3, y, words, ha="left")
+    for end, part in ((0, tokens[0]), (1, tokens[-1])):
+        wide = windows[2]
+        above = (wide.get_x() + end * wide.get_width(), wide.get_y())
+        art.line(above, (part.get_x() + end * part.get_width(), 9.1), linestyle=":")
+    for token, loss in zip(tokens[1:], losses, strict=True):
+        art.arrow(token, loss)
+    steps = ("mean of\nthe window", "mean of\nall windows", "exponential")
+    chain = [
+        art.box(24.8 + 5.5 * place, 3.4, words, width=4.5, height=2.8, size=8)
+        for place, words in enumerate(steps)
+    ]
+    chain.append(art.box(41.3, 3.4, "perplexity", width=4.8, height=2.8, size=9))
+    for before, after in zip([losses[-1], *chain], chain, strict=False):
+        art.arrow(before, after)
+    art.text(24.8, 1, r"$\bar L_k$")
+    return art.figure, (
+        "A text is cut into K windows. In each window every token but the first has a loss, its"
+        " surprise after the tokens before it. The losses are averaged over the window and over"
+        " all windows, and the exponential of that mean is the perplexity."
+    )
+
+
+def paired() -> Drawing:
+    """01: two models on the same windows."""
+    dense, change = (3.2, 5.6, 2.4, 6.4, 4.0, 4.8), (0.9, 1.1, 0.8, 1.2, 1.0, 1.0)
+    pruned = [loss + more for loss, more in zip(dense, change, strict=True)]
+    art, step, high, low = Schematic(44, 16), 4.2, 6, 2.2
+    art.bars(8.6, high, dense, "frozen", step=step)
+    art.bars(9.8, high, pruned, "pruned", step=step)
+    art.bars(9.2, low, change, "wrong", step=step)
+    for base, words in ((high, "window {}"), (low, "$d_{}$")):
+        art.line((7.2, base), (32.4, base))
+        for k in range(len(dense)):
+            art.text(9.2 + step * k, base - 0.9, words.format(k + 1), size=8)
+    art.text(0.2, high + 2.5, "mean loss\nof a window", ha="left")
+    art.text(0.2, low + 0.5, "difference", ha="left")
+    notes = {"ha": "left", "size": 8}
+    art.text(33.2, high + 3, "hard for one, hard for both:\na wide error bar for each", **notes)
+    art.text(33.2, low + 0.5, "nearly the same everywhere:\na narrow error bar", **notes)
+    roles = {"frozen": "dense", "pruned": "pruned", "wrong": "pruned minus dense"}
+    art.legend(8, 15.2, roles, step=6)
+    return art.figure, (
+        "The mean losses of a dense and a pruned model on the same six windows, side by side. From"
+        " window to window both go up and down together, so each model's error bar is wide. The"
+        " six differences are nearly equal, so the error bar of their mean is narrow."
+    )
+
+
+# 02 The local objective
+
+
+def block_matrices() -> Drawing:
+    """02: one transformer block of either family, with the matrices that pruning touches."""
+    art, bold = Schematic(44, 23), {"ha": "left", "size": 10, "weight": "bold"}
+    art.text(0.3, 22, "OPT: six matrices", **bold)
+    _block(art, 17.6, "out", ["fc1"], "ReLU", "fc2")
+    art.text(0.3, 11.4, "LLaMA: seven matrices", **bold)
+    _block(art, 7, "o", ["gate", "up"], "SiLU(gate)\n× up", "down")
+    art.legend(9, 0.8, {"pruned": "pruned: a matrix gets zeros", "plain": "nothing to prune"}, 15)
+    return art.figure, (
+        "One block of OPT and one of LLaMA, from left to right, without norms and residual sums."
+        " In both q, k and v share an input; the attention and its output matrix follow. Then OPT"
+        " has fc1, ReLU and fc2; LLaMA has gate and up, which share an input, and down."
+    )
+
+
+def _block(art: Schematic, y: float, out: str, first: list[str], function: str, last: str) -> None:
+    matrix = {"role": "pruned", "width": 3.6, "height": 1.7}
+    attention = art.box(14.2, y, "attention", width=5.4)
+    output = art.box(20.8, y, out, **matrix)
+    activation = art.box(34.4, y, function, width=5.4, height=2.8)
+    down = art.box(41, y, last, **matrix)
+    _shared_input(art, 7, y, ["q", "k", "v"], art.circle(1.8, y, "$X$"), attention)
+    _shared_input(art, 27.2, y, first, output, activation)
+    art.arrow(attention, output)
+    art.arrow(activation, down)
+
+
+def _shared_input(art: Schematic, x: float, y: float, names: list[str], source, target) -> None:
+    """Matrices above each other, with arrows from what they read and to what reads them."""
+    for place, name in enumerate(names):
+        height = y + 2.2 * ((len(names) - 1) / 2 - place)
+        matrix = art.box(x, height, name, role="pruned", width=3.6, height=1.7)
+        art.arrow(source, matrix)
+        art.arrow(matrix, target)
+    if len(names) > 1:
+        low = y - 1.1 * len(names) + 0.1
+        art.bracket((x - 1.8, low), (x + 1.8, low), "same input")
+
+
+def layer_error() -> Drawing:
+    """02: W X and W'X with their shapes to scale, and their difference."""
+    r, c, tokens, unit = 4, 6, 8, 0.85
+    zeros = ["010111", "111101", "011001", "001101"]  # twelve of 4 x 6
+    pruned = [["pruned" if zero == "1" else "plain" for zero in row] for row in zeros]
+    art, wide = Schematic(44, 16.4), {"width": tokens * unit, "size": 11}
+    for y, name, roles in ((11.8, "$W$", "plain"), (4.6, "$W'$", pruned)):
+        art.grid(7, y, [[""] * c] * r, roles, width=unit, height=unit)
+        art.text(0.8, y, name, size=11)
+        art.box(17, y, "$X$", "frozen", height=c * unit, **wide)
+        art.text(22.2, y, "=", size=14)
+        product = art.box(29, y, name[:-1] + "X$", height=r * unit, **wide)
+        error = (38.6, 8.2 + r * unit / 2 * (1 if y > 8 else -1))
+        art.arrow(product, error, curve=-0.3 if y > 8 else 0.3)
+    art.box(38.6, 8.2, "$WX-W'X$", "wrong", height=r * unit, **wide)
+    art.text(38.8, 2.7, "all entries squared\nand added up: $E$")
+    _shape(art, 7, 11.8, f"$c={c}$ inputs", f"$r={r}$", c * unit, r * unit)
+    _shape(art, 17, 11.8, f"$N={tokens}$ tokens", "$c$", tokens * unit, c * unit)
+    _shape(art, 29, 11.8, "$N$", "$r$", tokens * unit, r * unit)
+    art.legend(10, 0.8, {**ZERO, "frozen": "given: the inputs", "wrong": "the error"}, step=9)
+    return art.figure, (
+        "The weight W has r rows and c columns, the inputs X have c rows and N columns, and their"
+        " product has r rows and N columns. The pruned weight W' has the same shape with zeros and"
+        " meets the same X. The error E adds up the squares of the difference of the products."
+    )
+
+
+def _shape(
+    art: Schematic, x: float, y: float, across: str, down: str, width: float, height: float
+) -> None:
+    """A matrix's columns are named above it, its rows at its left."""
+    left, top = x - width / 2, y + height / 2
+    art.bracket((left + width, top), (left, top), across)
+    art.bracket((left, top), (left, top - height), down)
+
+
+def block_loop() -> Drawing:
+    """02: read the inputs, prune, run again, go on."""
+    art, y, size = Schematic(44, 14), 11.4, {"width": 5.4, "height": 3}
+    parts = [art.box(3.2, y, "calibration\ntext", **size)]
+    looks = (("block 0", "pruned"), ("block 1", "free"), ("block 2", "frozen"), ("…", "frozen"))
+    for place, (words, role) in enumerate(looks):
+        parts.append(art.box(12.6 + 9.4 * place, y, words, role, **size))
+    for before, after in zip(parts, parts[1:], strict=False):
+        art.arrow(before, after)
+    for x, words in ((17.3, "inputs"), (26.7, "outputs")):
+        art.text(x, y + 0.8, words, size=8)
+    steps = (
+        "1  Run the block: read\neach matrix's inputs",
+        "2  Prune its\nmatrices",
+        "3  Run it again: its outputs\nare the next inputs",
+    )
+    boxes = [
+        art.box(22 + 11.6 * place, 4.8, words, width=9.8, height=3, size=8)
+        for place, words in zip((-1, 0, 1), steps, strict=True)
+    ]
+    for before, after in zip(boxes, boxes[1:], strict=False):
+        art.arrow(before, after)
+    for side in (-1, 1):
+        art.line((22 + side * 16.5, 6.6), (22 + side * 2.7, y - 1.6), linestyle=":")
+    roles = {"pruned": "pruned already", "free": "being pruned", "frozen": "still dense"}
+    art.legend(8, 1.2, roles, step=10.5)
+    return art.figure, (
+        "The calibration text runs through the blocks: block 0 is pruned already, block 1 is at"
+        " work, the later ones are still dense. At each block, run it and read the inputs of its"
+        " matrices, prune them, run it again, and pass its outputs on."
+    )
+
+
+# 03 Wanda
+
+
+def wanda_score() -> Drawing:
+    """03: one row of the lesson's small example."""
+    weights, norms, zeros = [4, 1, -2, 3], [3, 1, 5, 2], 2
+    scores = [abs(weight) * norm for weight, norm in zip(weights, norms, strict=True)]
+    lowest = sorted(scores)[:zeros]
+    roles = ["pruned" if score in lowest else "plain" for score in scores]
+    pruned = [
+        0 if score in lowest else weight for weight, score in zip(weights, scores, strict=True)
+    ]
+    art, size = Schematic(40, 15.5), {"width": 3, "height": 1.8, "size": 11}
+    lines = (
+        (12.3, r"weights of one row, $|W_{ij}|$", [abs(weight) for weight in weights], "plain"),
+        (9.3, r"times the norm of input $j$, $\|x_j\|$", norms, "frozen"),
+        (6.3, "score $S_{ij}$", scores, [roles]),
+        (3.3, "the row after pruning", pruned, [roles]),
+    )
+    for y, words, numbers, look in lines:
+        art.text(14, y, words, ha="right")
+        art.grid(21.5, y, [[_signed(number) for number in numbers]], look, **size)
+    for y, sign in ((10.8, "×"), (7.8, "=")):
+        for column in range(len(weights)):
+            art.text(17 + 3 * column, y, sign)
+    for column in range(len(weights)):
+        art.text(17 + 3 * column, 14, f"$j={column}$", size=8)
+    art.bracket((28, 5.4), (28, 7.2), "compared within the row:\nthe two lowest go")
+    art.legend(9, 0.8, {**ZERO, "frozen": "from the calibration text"}, step=11)
+    return art.figure, (
+        "One row of four weights with absolute values 4, 1, 2, 3. Times the norms of their inputs,"
+        " 3, 1, 5, 2, they have the scores 12, 1, 10, 6. The two lowest scores of the row, those"
+        " of inputs 1 and 3, become zero."
+    )
+
+
+SCORES = (6, 9, 8, 7, 1, 5, 3, 9, 2, 4, 1, 8, 3, 4, 7, 2)  # of one row, for the patterns
+
+
+def groups() -> Drawing:
+    """03: the same row of scores, half of it zero, in ever smaller groups."""
+    art, cell = Schematic(40, 16), 1.7
+    left = 22 - cell * len(SCORES) / 2
+    for y, size, words in ((14.6, 16, "half of a row"), (9.9, 8, "4:8"), (5.2, 4, "2:4")):
+        zeros = _lowest_of_groups(size)
+        roles = [["pruned" if place in zeros else "plain" for place in range(len(SCORES))]]
+        art.grid(22, y, [[str(score) for score in SCORES]], roles, width=cell, height=cell)
+        art.text(7.2, y, words, ha="right", size=10)
+        for start in range(0, len(SCORES), size):
+            ends = [(left + cell * at, y - cell / 2) for at in (start + 0.15, start + size - 0.15)]
+            art.bracket(*ends, f"{size // 2} zeros" if size < 16 else "8 zeros, anywhere")
+    art.legend(12, 0.8, {**ZERO, "plain": "kept; numbers are scores"}, step=8)
+    return art.figure, (
+        "The scores of one row of sixteen weights, three times, half of them pruned: the eight"
+        " lowest of the row; with 4:8 the four lowest of each group of eight; with 2:4 the two"
+        " lowest of each group of four. The smaller the group, the more high scores have to go."
+    )
+
+
+def _lowest_of_groups(size: int) -> set[int]:
+    """Places of the lower half of the scores in each group of so many."""
+    found = set()
+    for start in range(0, len(SCORES), size):
+        group = sorted(range(start, start + size), key=SCORES.__getitem__)
+        found |= {*group[: size // 2]}
+    return found
+
+
+# 04 From OBS to SparseGPT
+
+
+def obs() -> Drawing:
+    """04: one weight goes, all others answer."""
+    art, j, size = Schematic(43, 12), 2, {"width": 4.4, "height": 2, "size": 10}
+    before = [f"$w_{k}$" if k != j else "$w_j$" for k in range(6)]
+    after = [rf"$w_{k}+\delta_{k}$" if k != j else "0" for k in range(6)]
+    roles = ["free" if k != j else "pruned" for k in range(6)]
+    top = art.grid(18, 10.6, [before], **size)[0]
+    bottom = art.grid(18, 4, [after], [roles], **size)[0]
+    for k, target in enumerate(bottom):
+        art.arrow(top[j], target, role=roles[k])
+    art.text(0.3, 10.6, "before", ha="left")
+    art.text(0.3, 4, "after", ha="left")
+    art.text(32, 10.6, "weight $j$ shall become 0", ha="left", size=8)
+    art.text(32, 4, "every other weight\ntakes over a part", ha="left", size=8)
+    art.legend(9, 0.9, {**ZERO, "free": "moves to repair the error"}, step=9)
+    return art.figure, (
+        "A row of six weights before and after one of them, weight j, becomes zero. All other"
+        " weights are free: each moves by its share of the repair, so that the output of the row"
+        " changes as little as possible."
+    )
+
+
+def column_sweep() -> Drawing:
+    """04: done, current and free columns of W, and the row of R that the step needs."""
+    zeros = [".0.0....", "0.0.....", ".0.0....", "0.0....."]
+    columns, j, unit = len(zeros[0]), 3, 1.7
+    looks = ["frozen"] * j + ["plain"] + ["free"] * (columns - j - 1)
+    roles = [
+        ["pruned" if word == "0" else look for word, look in zip(row, looks, strict=True)]
+        for row in zeros
+    ]
+    words = [row.replace(".", " ") for row in zeros]
+    art, y = Schematic(42, 15), 8.2
+    cells = art.grid(10, y, words, roles, width=unit, height=unit)
+    art.text(1, y, "$W$", size=11)
+    left, low = cells[-1][0].get_x(), cells[-1][0].get_y()
+    for row in (0, 2):
+        end = (left + unit * columns, cells[row][j].get_y() + unit / 2)
+        art.arrow(cells[row][j], end, role="wrong")
+    for start, end, stretch in ((0, j, "done"), (j, j + 1, "$j$"), (j + 1, columns, "still free")):
+        ends = [(left + unit * start + 0.15, low), (left + unit * end - 0.15, low)]
+        art.bracket(*ends, stretch)
+    art.text(10, 13.3, "the errors of column $j$ go to the right")
+    _factor(art, 31, y, columns, j)
+    roles = {**ZERO, "frozen": "done: stays", "free": "free: repairs the error"}
+    art.legend(4, 0.9, roles, step=10)
+    return art.figure, (
+        "The weight W in the middle of the sweep: columns left of column j are done. Rows that lose"
+        " their weight in column j push the error to the columns on the right, which are still"
+        " free. One row of the triangular factor R tells every row of W how."
+    )
+
+
+def _factor(art: Schematic, x: float, y: float, columns: int, j: int) -> None:
+    """The upper triangle R with its row j."""
+    unit = 1.05
+    right, top = x + unit * columns / 2, y + unit * columns / 2
+    for row in sorted(range(columns), key=j.__eq__):  # its edges above the others'
+        length = columns - row
+        role = "plain" if row == j else "faint"
+        middle = (right - unit * length / 2, top - unit * (row + 0.5))
+        art.grid(*middle, [[""] * length], role, width=unit, height=unit)
+    art.text(x, 13.3, "the factor $R$ of $H^{-1}$, one for all rows of $W$")
+    at = top - unit * (j + 1)
+    art.bracket((right, at), (right, at + unit), "row $j$: all that\nstep $j$ needs")
+
+
+def column_blocks() -> Drawing:
+    """04: the mask by blocks of columns, and the lazy update."""
+    art, y, size = Schematic(43, 14.5), 7.8, {"width": 8.6, "height": 5.2}
+    above, below = y + size["height"] / 2, y - size["height"] / 2
+    art.box(5.3, y, "done", "frozen", **size)
+    looks = ["frozen", "frozen", "plain", "free", "free", "free"]
+    block = art.grid(16, y, [[""] * 6], [looks], width=1.6, height=size["height"])[0]
+    for x in (26.5, 36.5):
+        art.box(x, y, "waits", "free", **size)
+    art.arrow(block[2], (20.8, y), role="wrong")
+    art.arrow((20.8, y + 1.6), (40.8, y + 1.6), role="wrong")
+    art.bracket((20.8, above), (11.2, above), "1  choose the mask of this block\nby its prices now")
+    art.bracket((11.2, below), (20.8, below), "2  push errors column by column\nwithin the block")
+    art.bracket((22.2, below), (40.8, below), "3  then push all errors of the block\nat once")
+    roles = {"frozen": "done: stays", "plain": "current column", "free": "still free"}
+    art.legend(7, 0.8, roles, step=11)
+    return art.figure, (
+        "The columns of W in blocks, those on the left done. For the block at work the mask is"
+        " chosen first; then its errors are pushed column by column, within the block. When it is"
+        " done, all its errors are pushed to the later blocks at once."
+    )
+
+
+# 05 DSnoT and exact swaps
+
+ROW = (1.5, 0.4, 0.3, 1.3, -2.2, 0.8, 2.0, 1.0, -1.7, -2.6)  # the weights of the row of ten
+SUMS = (10, 9, 7, 2, 2, 9, 7, 3, 4, 9)  # of its inputs, over the six tokens
+GONE = {1, 2, 3, 5, 7}  # by Wanda's score
+GROW, PRUNE = 1, 8  # the first swap
+
+
+def dsnot_swap() -> Drawing:
+    """05: the first swap of the row of ten weights."""
+    effects = [weight * total for weight, total in zip(ROW, SUMS, strict=True)]
+    art, size = Schematic(44, 17.5), {"width": 3, "height": 1.8}
+    for y, gone, words in ((14.4, GONE, "before"), (9.8, GONE - {GROW} | {PRUNE}, "after")):
+        roles = ["pruned" if j in gone else "plain" for j in range(10)]
+        numbers = [_signed(round(effect, 1)) for effect in effects]
+        cells = art.grid(26, y, [numbers], [roles], **size)[0]
+        art.text(0.3, y, rf"effects $w_j\,\bar x_j$, {words}", ha="left")
+        if gone is GONE:
+            for j, action in ((GROW, "regrow"), (PRUNE, "prune")):
+                art.arrow(cells[j], (12.5 + 3 * j, 10.7))
+                art.text(12.9 + 3 * j, 12.1, action, size=8, ha="left")
+    for j in range(10):
+        art.text(12.5 + 3 * j, 16.2, f"$j={j}$", size=8)
+    _expected_error(art, 4.8, effects)
+    art.legend(17, 0.9, {"pruned": "pruned", "plain": "kept"}, step=7)
+    return art.figure, (
+        "The effects of ten weights of one row. The five that are pruned are all positive, and"
+        " their sum, the expected error e, is 18.5. Regrowing weight 1 takes 3.6 off, pruning"
+        " weight 8, whose effect is negative, takes another 6.8 off, and e moves to 8.1."
+    )
+
+
+def _expected_error(art: Schematic, y: float, effects: list[float]) -> None:
+    """The way of e on a line: what each half of the swap takes off."""
+    left, unit = 11, 1.5  # where e = 0 stands, and its scale
+    steps = [sum(effects[j] for j in GONE)]
+    steps += [steps[0] - effects[GROW], steps[0] - effects[GROW] + effects[PRUNE]]
+    art.text(0.3, y, "expected error $e$:\nsum of the pruned", ha="left")
+    art.line((left, y), (left + 20 * unit, y))
+    for e in (0, *steps):
+        art.line((left + unit * e, y - 0.3), (left + unit * e, y + 0.3))
+        art.text(left + unit * e, y - 1, "0" if e == 0 else f"{e:.1f}", size=8)
+    for before, after, j in zip(steps, steps[1:], (GROW, PRUNE), strict=False):
+        art.arrow((left + unit * before, y + 0.4), (left + unit * after, y + 0.4))
+        words = f"regrow {j}" if j == GROW else f"prune {j}"
+        art.text(left + unit * (before + after) / 2, y + 1.2, words, size=8)
+
+
+MISSING = {  # what the row misses on each of six tokens
+    "Wanda's mask": (2.7, 4.2, 2.8, 7.3, -0.9, 2.4),
+    "after DSnoT's two swaps": (1.3, 4.7, -9.5, 0.8, 1.5, 1.9),
+}
+
+
+def mean_only() -> Drawing:
+    """05: what the row misses on each token, before and after DSnoT's two swaps."""
+    art, base, unit, step = Schematic(43, 15), 8, 0.52, 2.5
+    long = 5 * step + 2.6  # from the first bar's left to the last one's right
+    for left, (words, missing) in zip((1, 20.4), MISSING.items(), strict=True):
+        e, squares = sum(missing), sum(error**2 for error in missing)
+        heights = [unit * error for error in missing]
+        art.bars(left + 1.3, base, heights, "wrong", step=step, width=1.5)
+        art.line((left, base), (left + long, base))
+        mean = base + unit * e / len(missing)
+        ends = ((left, mean), (left + long, mean))
+        art.line(*ends, linestyle="--", color="#0072B2", linewidth=1.6, zorder=3)
+        art.text(left + long + 0.4, mean, "mean, $e/T$", size=8, ha="left")
+        art.text(left + long / 2, 14, f"{words}: $e={e:.1f}$, $E={squares:.1f}$")
+    cross = "inputs 4 and 8, both large here, add up:\n$G_{4,8}$ counts it, the mean does not"
+    art.text(28, 5, cross, size=8, ha="left")
+    art.legend(12, 1, {"wrong": "missing output of each token; $E$ adds up the squares"})
+    return art.figure, (
+        "What one row misses on each of six tokens, as bars. With Wanda's mask the mean is well"
+        " above zero: e is 18.5 and E is 92.6. After DSnoT's two swaps the mean is nearly zero, e"
+        " is 0.7, but on one token two pruned inputs are large together, and E is 120.5."
+    )
