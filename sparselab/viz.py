@@ -307,6 +307,7 @@ def matrices(
     masks: list[Tensor | None] | None = None,
     highlight: Tensor | None = None,
     size: tuple[float, float] = (9, 2.7),
+    counted: bool = False,
 ) -> Figure:
     """Small matrices side by side, with their numbers.
 
@@ -320,6 +321,8 @@ def matrices(
         Cells to frame in every panel.
     size : (float, float)
         Inches.
+    counted : bool
+        Number the rows and columns, from 0.
     """
     widths = [matrix.shape[1] for matrix in panels.values()]
     masks = masks or [None] * len(panels)
@@ -329,7 +332,35 @@ def matrices(
         )
         for axis, (title, matrix), mask in zip(axes[0], panels.items(), masks, strict=True):
             whole = bool((matrix == matrix.round()).all())
-            numbers(axis, matrix, title, mask=mask, highlight=highlight, digits=0 if whole else 1)
+            names = [[*map(str, range(count))] if counted else None for count in matrix.shape]
+            look = {"rows": names[0], "columns": names[1], "digits": 0 if whole else 1}
+            numbers(axis, matrix, title, mask=mask, highlight=highlight, **look)
+    return figure
+
+
+def beside(mine: Tensor, expected: Tensor, title: str) -> Figure:
+    """A small result, a vector or a matrix, beside the expected one; what differs is framed.
+
+    Parameters
+    ----------
+    mine, expected : Tensor of shape (c,) or (r, c)
+    title : str
+    """
+    pair = [torch.atleast_2d(each.detach().float()) for each in (mine, expected)]
+    differs = None
+    if pair[0].shape == pair[1].shape:
+        differs = ~torch.isclose(*pair, rtol=1e-4, atol=1e-4 * pair[1].abs().max().item())
+    height = 1.6 + 0.3 * max(len(each) for each in pair)
+    with style():
+        figure = Figure(figsize=(9, height))
+        figure.suptitle(title)
+        axes = figure.subplots(1, 2)
+        for axis, name, each in zip(axes, ("yours", "expected"), pair, strict=True):
+            whole = bool((each == each.round()).all())
+            shape = f"{each.shape[0]} x {each.shape[1]}"
+            digits = 0 if whole else 1
+            rounded = each.round(decimals=digits) + 0.0  # no minus before a zero
+            numbers(axis, rounded, f"{name}, {shape}", highlight=differs, digits=digits)
     return figure
 
 

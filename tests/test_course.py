@@ -1,8 +1,11 @@
 """The course's parts: checks that name the mistake, predictions, sliders, the students' edition."""
 
 import ast
+import contextlib
 import gc
+import inspect
 import json
+import linecache
 import re
 from itertools import product
 from pathlib import Path
@@ -12,13 +15,15 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_opt
+from conftest import tiny_llama, tiny_opt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from nbformat import v4
 
-from sparselab import course, linears_of, viz
-from sparselab.course.exercises.checking import Exercise
+import sparselab
+from sparselab import SparselabError, course, linears_of, viz
+from sparselab.course.exercises import nb02_local_objective as nb02
+from sparselab.course.exercises.checking import Exercise, references
 from sparselab.course.student import student_edition, write_student_edition
 
 ROOT = Path(__file__).parents[1]
@@ -67,28 +72,44 @@ def test_each_exercise_knows_wrong_answers_and_says_enough(key):
 
 
 @pytest.mark.parametrize("number", [number for number in NUMBERS if number in NOTEBOOKS])
-def test_each_notebook_sets_its_exercises_and_its_folded_solutions_pass(number, capsys):
-    """The solutions that readers unfold are run with the notebook's imports and nothing else, by
-    its own checks."""
+def test_each_notebook_sets_its_exercises_and_its_folded_solutions_pass(number, capsys, folder):
+    """The solutions that readers unfold are run from top to bottom, with the notebook's imports
+    and functions, by its own checks."""
     cells = nbformat.read(NOTEBOOKS[number], as_version=4).cells
     text = "\n".join(cell.source for cell in cells)
-    code = ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
-    imports = "\n".join(
-        ast.unparse(line) for line in code.body if isinstance(line, ast.Import | ast.ImportFrom)
-    )
     exercises = course.exercises_of(number)
-    assert 3 <= len(exercises) <= 5
+    assert 3 <= len(exercises) <= 9
     assert {*re.findall(r"""course\.check\(["'](\d\d\.\d)["']""", text)} == {*exercises}
-    solutions = [
-        code
-        for block in SOLUTION.findall(text)
-        for code in re.findall(r"```python\n(.*?)```", block, re.DOTALL)
-    ]
-    assert len(solutions) == len(exercises)
-    for solution in solutions:
-        exec(f"{imports}\n{solution}", {})
+    names, solved = {}, 0
+    for line in given_by(cells, ast.Import | ast.ImportFrom):
+        exec(line, names)
+    for cell in cells:
+        for solution in solutions_of(cell):
+            exec(solution, names)
+            solved += 1
+        for function in given_by([cell], ast.FunctionDef):
+            with contextlib.suppress(NameError):  # a default value that no import gives
+                exec(function, names)
+    assert solved == len(exercises)
     said = capsys.readouterr().out
     assert all(f"Exercise {key} right" in said for key in exercises), said
+
+
+def solutions_of(cell: nbformat.NotebookNode) -> list[str]:
+    """The code of the folded solutions."""
+    folded = SOLUTION.findall(cell.source) if cell.cell_type == "markdown" else []
+    return [code for block in folded for code in re.findall(r"```python\n(.*?)```", block, re.S)]
+
+
+def given_by(cells: list[nbformat.NotebookNode], kind: type) -> list[str]:
+    """Imports or functions of the code cells that are no exercises."""
+    sources = [
+        re.sub(r"(?m)^%.*", "", cell.source)
+        for cell in cells
+        if cell.cell_type == "code" and "exercise" not in cell.metadata.get("tags", [])
+    ]
+    lines = [line for source in sources for line in ast.parse(source).body]
+    return [ast.unparse(line) for line in lines if isinstance(line, kind)]
 
 
 def test_every_numbered_notebook_from_01_has_exercises():
@@ -126,6 +147,214 @@ EXERCISE = Exercise(
 def test_verdicts(answer, verdict, words):
     found, sentence = EXERCISE.verdict(answer)
     assert found == verdict and words in sentence
+
+
+def test_what_an_answer_gives_may_have_names():
+    exercise = Exercise(
+        lambda x: {"sum": x.sum(), "twice": 2 * x},
+        ((torch.tensor([1.0, 2]),),),
+        {"that is the square": lambda x: {"sum": x.sum(), "twice": x * x}},
+    )
+    assert exercise.verdict(exercise.reference) == ("right", "")
+    assert "square" in exercise.verdict(lambda x: {"sum": x.sum(), "twice": x * x})[1]
+    assert "twice differs in 2 of 2" in exercise.verdict(lambda x: {"sum": x.sum(), "twice": -x})[1]
+    assert "has ['sum'] where" in exercise.verdict(lambda x: {"sum": x.sum()})[1]
+
+
+def test_an_answer_that_returns_nothing_is_not_a_stub():
+    def forgotten(weight, norms):
+        weight.abs() * norms
+
+    def stub(weight, norms):
+        """Say the score."""
+        ...
+
+    assert EXERCISE.verdict(stub)[0] == "not attempted"
+    verdict, sentence = EXERCISE.verdict(forgotten)
+    assert verdict == "wrong" and "return" in sentence
+
+
+def test_an_error_of_the_bank_names_its_mistake():
+    exercise = Exercise(lambda x: x.T, ((torch.ones(2, 3),),), {"join them first": lambda x: x @ x})
+    assert exercise.verdict(lambda x: x @ x) == ("wrong", "join them first")
+    assert "RuntimeError" in exercise.verdict(lambda x: x + torch.ones(5))[1]
+
+
+def test_an_answer_may_be_tried_by_what_it_changes():
+    def trial(answer, size):
+        numbers = [*range(size)]
+        answer(numbers)
+        return numbers
+
+    exercise = Exercise(
+        lambda numbers: numbers.reverse(), ((3,),), {"nothing changed": lambda x: x}, trial=trial
+    )
+    assert exercise.verdict(lambda numbers: numbers.reverse()) == ("right", "")
+    assert exercise.verdict(lambda numbers: sorted(numbers))[1] == "nothing changed"
+    assert exercise.verdict(lambda numbers: None)[0] == "not attempted"
+
+
+DRAWN = [
+    (key, mistake) for key, exercise in BANK.items() if exercise.draw for mistake in exercise.wrong
+]
+UNDRAWABLE = {"02.4": 0, "02.5": 4, "02.6": 3, "02.8": 4}  # wrong answers of another form
+
+
+def test_most_wrong_answers_are_drawn_and_right_ones_never():
+    missing = dict.fromkeys((key for key, _ in DRAWN), 0)
+    for key, mistake in DRAWN:
+        figure = BANK[key].picture(BANK[key].wrong[mistake])
+        missing[key] += figure is None
+        assert figure is None or isinstance(figure, Figure)
+    assert {key: count for key, count in missing.items() if count > UNDRAWABLE.get(key, 0)} == {}
+    assert all(BANK[key].picture(BANK[key].reference) is None for key in missing)
+
+
+def test_a_wrong_answer_is_shown_beside_the_right_one(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda figure, **_: shown.append(figure))
+    answer = course.check("02.3", lambda row, mask, gram: row * mask)
+    assert len(shown) == 1 and answer is BANK["02.3"].reference
+    said = capsys.readouterr().out
+    assert "Exercise 02.3 wrong" in said and "your result beside the expected one" in said
+    course.check("02.1", lambda weight, pruned, gram: 0.0)  # nothing to draw of one number
+    assert len(shown) == 1
+
+
+def wanda_layer(weight, x):
+    """A plug for the block loop: half of each row."""
+    scores = weight.abs() * x.norm(dim=1)
+    lowest = scores.argsort(dim=1)[:, : weight.shape[1] // 2]
+    return weight.scatter(1, lowest, 0.0)
+
+
+@pytest.mark.parametrize("make", [tiny_opt, tiny_llama], ids=["OPT", "LLaMA"])
+def test_the_block_loop_of_lesson_02_is_that_of_prune(make):
+    """For either family, with inputs that depend on what was pruned before."""
+    windows = torch.randint(5, 100, (4, 16), generator=torch.Generator().manual_seed(0))
+    mine, theirs = make(), make()
+    nb02.prune_model(mine, windows, wanda_layer)
+    sparselab.prune(theirs, windows, method="wanda", sparsity=0.5, progress=False)
+    for name, linear in linears_of(mine).items():
+        assert torch.equal(linear.weight, linears_of(theirs)[name].weight), name
+
+
+# The reader's own file.
+
+REFIT = """
+import torch
+
+def kept(matrix, mask):
+    return matrix[mask][:, mask]
+
+def refit_row(row, mask, gram):
+    new = row * mask
+    new[mask] = torch.linalg.solve(kept(gram, mask), (gram @ row)[mask])
+    return new
+"""
+LOOP = """
+def prune_model(model, windows, prune_layer):
+    hidden, rest = first_inputs(model, windows)
+    for block in sl.blocks_of(model):
+        inputs = capture_inputs(block, lambda: replay(block, hidden, rest))
+        prune_block(block, inputs, prune_layer)
+        hidden = replay(block, hidden, rest)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder of a reader."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def typed(source: str, place: int = 1, **names) -> dict:
+    """What a notebook's cell leaves: its functions, with their source where Python looks for it."""
+    file = f"<ipython-input-{place}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    names = {"__name__": "__main__", **names}
+    exec(compile(source, file, "exec"), names)
+    return names
+
+
+def test_a_right_answer_is_kept_for_later_lessons(folder, capsys):
+    answer = course.check("02.3", typed(REFIT)["refit_row"])
+    assert capsys.readouterr().out == "Exercise 02.3 right: kept in my_pruner.py.\n"
+    assert course.mine("refit_row") is not answer  # from the file
+    assert capsys.readouterr().out == "refit_row: yours, from my_pruner.py.\n"
+    text = (folder / "my_pruner.py").read_text()
+    assert text.count("def refit_row(") == text.count("def kept(") == 1  # with what it calls
+    compile(text, "my_pruner.py", "exec")
+
+
+def test_solved_again_it_is_replaced_and_all_else_stays(folder):
+    course.check("02.3", typed(REFIT)["refit_row"])
+    file = folder / "my_pruner.py"
+    file.write_text(file.read_text().replace("import math", "import math\n\nMINE = 1"))
+    course.check("02.3", typed(REFIT.replace("new[mask] =", "new[mask]  ="), 2)["refit_row"])
+    course.check(
+        "02.1",
+        typed("def output_error(a, b, g):\n    return (((a - b) @ g) * (a - b)).sum()", 3)[
+            "output_error"
+        ],
+    )
+    text = file.read_text()
+    assert "MINE = 1" in text and "new[mask]  =" in text and "def output_error(" in text
+    assert text.count("def refit_row(") == 1 and text.count("# --- end of 02.3") == 1
+
+
+def test_a_kept_function_calls_the_package_for_what_the_reader_skipped(folder):
+    names = {name: exercise.reference for name, exercise in references().items()}
+    first = inspect.getsource(nb02.first_inputs).replace("blocks_of", "sl.blocks_of")
+    own = typed(first + LOOP, sl=sparselab, torch=torch, **{**names})
+    course.check("02.8", own["prune_model"])
+    text = (folder / "my_pruner.py").read_text()
+    assert "def first_inputs(" in text and "def replay(" not in text
+    assert course.mine("prune_model") is not BANK["02.8"].reference
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def refit_row(:", "cannot be read (SyntaxError"),
+        ("import nothing_of_that_name", "cannot be read (ModuleNotFoundError"),
+        ("def refit_row(row, mask, gram):\n    return math.nan", "NameError"),
+        ("def refit_row(row, mask, gram):\n    return row * mask", "is wrong: Nothing moved"),
+        ("def refit_row(row, mask, gram):\n    ...", "is not attempted"),
+    ],
+)
+def test_a_file_that_does_not_work_is_named_and_the_reference_used(folder, capsys, text, words):
+    (folder / "my_pruner.py").write_text(text)
+    assert course.mine("refit_row") is BANK["02.3"].reference
+    assert words in capsys.readouterr().out
+
+
+def test_without_a_file_the_reference_is_used_silently(folder, capsys):
+    assert course.mine("prune_model") is BANK["02.8"].reference
+    (folder / "my_pruner.py").write_text("x = 1")
+    assert course.mine("prune_model") is BANK["02.8"].reference
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SparselabError, match="no exercise of the course"):
+        course.mine("prune_everything")
+
+
+@pytest.mark.parametrize(
+    "answer", [..., None, lambda row, mask, gram: None, BANK["02.3"].reference]
+)
+def test_nothing_is_written_where_nothing_was_solved(folder, answer, capsys):
+    course.check("02.3", answer)
+    assert [*folder.iterdir()] == []
+    assert "not attempted" not in capsys.readouterr().out  # this exercise is quiet
+
+
+def test_a_folder_that_refuses_is_named(folder, capsys, monkeypatch):
+    def refuse(file, content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("sparselab.course.pruner.write_whole", refuse)
+    course.check("02.3", typed(REFIT)["refit_row"])
+    assert "right: it could not be kept" in capsys.readouterr().out
 
 
 def test_plain_answers():

@@ -30,7 +30,7 @@ MEDIAN_LINES = 6
 LESSON = (
     r"You will be able to",
     r"You need",
-    r"^## .*Exercises",
+    r"^##+ .*Exercise",
     r"^## .*Summary",
     r"^## .*Questions",
     r"^## .*References",

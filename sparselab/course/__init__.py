@@ -3,7 +3,7 @@ sliders."""
 
 from .claims import claim
 from .costs import costs
-from .exercises.checking import Exercise, check, exercises_of, progress
+from .exercises.checking import Exercise, check, exercises_of, mine, progress
 from .layers import inputs_of, notebook_model
 from .predictions import predict, reveal, review
 from .sliders import explore, explorer
@@ -17,6 +17,7 @@ __all__ = [
     "explore",
     "explorer",
     "inputs_of",
+    "mine",
     "notebook_model",
     "predict",
     "progress",

@@ -216,6 +216,33 @@ def _shape(
     art.bracket((left, top), (left, top - height), down)
 
 
+def pre_hook() -> Drawing:
+    """02: where a forward pre-hook stands, and what it sees."""
+    art, y, size = Schematic(44, 12.5), 9.2, {"width": 6, "height": 3}
+    before = art.box(4.4, y, "layers\nbefore it", "frozen", **size)
+    linear = art.box(21, y, "linear $W$", "pruned", **size)
+    after = art.box(37.6, y, "layers\nafter it", "frozen", **size)
+    art.arrow(before, linear)
+    art.arrow(linear, after)
+    art.text(12.7, y + 0.9, "its inputs", size=8)
+    art.text(29.3, y + 0.9, "its outputs", size=8)
+    pre = art.box(
+        12.7, 4, "pre-hook: called\nbefore the linear", "free", width=7.6, height=3, size=8
+    )
+    post = art.box(29.3, 4, "forward hook: called\nafter the linear", width=8.4, height=3, size=8)
+    for x, hook in ((12.7, pre), (29.3, post)):
+        art.arrow((x, y), hook, dashed=True)
+    kept = art.box(4.4, 4, "your\nlist", width=4, height=3, size=8)
+    art.arrow(pre, kept)
+    roles = {"pruned": "the layer to be pruned", "free": "what we add, and take off again"}
+    art.legend(8, 1, roles, step=13)
+    return art.figure, (
+        "A linear layer between the layers before and after it. A forward pre-hook is called before"
+        " the linear runs: it sees the inputs and puts them into a list of yours. A forward hook"
+        " would be called after it, and see the outputs."
+    )
+
+
 def block_loop() -> Drawing:
     """02: read the inputs, prune, run again, go on."""
     art, y, size = Schematic(44, 14), 11.4, {"width": 5.4, "height": 3}

@@ -6,19 +6,27 @@ mistake. So every diagnosis can be tested, by handing the check each answer of t
 """
 
 import copy
+import dis
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
+
+from ... import viz
+from ...errors import SparselabError
+from .. import pruner
 
 ALTERED = (
     "it changes its input in place: work on a copy (.clone()), the caller still needs the original."
 )
+NOTHING = "it returns None: is a `return` missing?"
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,10 @@ class Exercise:
     `reference`: a right answer. `cases`: argument tuples to try it on. `wrong`: what the mistake is
     and how to think of it, with an answer that makes it. `right`: other right answers. `kind`:
     warm-up, core, find-the-bug or stretch. `minutes`: how long it takes. `rtol`: how far numbers
-    may be apart.
+    may be apart. `trial`: trial(answer, *case) gives what is compared, for an answer that needs a
+    model, or whose work is what it changes; None: what the answer returns. `draw`: draw(mine,
+    expected) gives a figure for the first case in which a wrong answer differs. `quiet`: nothing is
+    said of an answer that nobody wrote yet.
     """
 
     reference: Any
@@ -38,29 +49,65 @@ class Exercise:
     kind: str = "core"
     minutes: int = 5
     rtol: float = 1e-4
+    trial: Callable | None = None
+    draw: Callable[[Any, Any], Figure] | None = None
+    quiet: bool = False
 
     def outputs(self, answer: Any) -> list:
         """What an answer gives on each case; a plain value gives itself. Raises Altered where it
         changes its inputs."""
-        return [_call(answer, case) for case in self.cases] if self.cases else [answer]
+        if not self.cases:
+            return [answer]
+        return [
+            _call(partial(self.trial, answer) if self.trial else answer, case)
+            for case in self.cases
+        ]
 
     def verdict(self, answer: Any) -> tuple[str, str]:
         """('right' | 'wrong' | 'not attempted', a sentence)."""
+        if _nobody_wrote(answer):
+            return "not attempted", "the reference is used so that you can go on."
         try:
-            mine = [None] if answer is None or answer is ... else self.outputs(answer)
+            mine = self.outputs(answer)
         except Altered:
             return "wrong", ALTERED
         except Exception as error:  # whatever a reader's code may raise
-            return "wrong", f"it raises {type(error).__name__}: {error}"
+            return "wrong", self._known(error) or f"it raises {type(error).__name__}: {error}"
         if all(value is None or value is ... for value in mine):
-            return "not attempted", "the reference is used so that you can go on."
+            return "wrong", NOTHING
         expected = self.outputs(self.reference)
         if _same(mine, expected, self.rtol):
             return "right", ""
         for mistake, bad in self.wrong.items():
-            if _same(mine, self.outputs(bad), self.rtol):
+            if _same(mine, self._outcome(bad), self.rtol):
                 return "wrong", mistake
         return "wrong", _difference(mine, expected, self.rtol)
+
+    def picture(self, answer: Any) -> Figure | None:
+        """The answer's result beside the expected one; None where there is nothing to draw."""
+        if self.draw is None:
+            return None
+        try:
+            pairs = zip(self.outputs(answer), self.outputs(self.reference), strict=True)
+            pair = next((pair for pair in pairs if not _same(*pair, self.rtol)), None)
+            return pair and self.draw(*pair)
+        except Exception:  # it raises, or what it gives has another form: words say that
+            return None
+
+    def _outcome(self, bad: Callable) -> Any:
+        """What a wrong answer gives, or the error that it ends in."""
+        try:
+            return self.outputs(bad)
+        except Exception as error:
+            return error
+
+    def _known(self, error: Exception) -> str:
+        """The mistake of the bank that ends in the same error; '' for none."""
+        outcomes = ((mistake, self._outcome(bad)) for mistake, bad in self.wrong.items())
+        same = (
+            m for m, other in outcomes if (type(other), str(other)) == (type(error), str(error))
+        )
+        return next(same, "")
 
 
 def normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -82,11 +129,45 @@ _verdicts: dict[str, str] = {}
 
 def check(key: str, answer: Any) -> Any:
     """Print the verdict on an answer; return it if it is right, else the reference, so that the
-    notebook can go on."""
+    notebook can go on. A right function is kept in the reader's own file, see `mine`; a wrong one
+    is drawn beside the right one, where a picture helps."""
     exercise = exercises_of(key[:2])[key]
-    _verdicts[key], sentence = exercise.verdict(answer)
-    print(f"Exercise {key} {_verdicts[key]}{': ' if sentence else '.'}{sentence}")
-    return answer if _verdicts[key] == "right" else exercise.reference
+    verdict, sentence = exercise.verdict(answer)
+    _verdicts[key] = verdict
+    if verdict == "right":
+        sentence = pruner.keep(key, answer, {*references()})
+    if verdict != "not attempted" or not exercise.quiet:
+        print(f"Exercise {key} {verdict}{': ' if sentence else '.'}{sentence}")
+    if verdict == "wrong" and (figure := exercise.picture(answer)):
+        viz.show(figure, f"exercise {key}, your result beside the expected one")
+    return answer if verdict == "right" else exercise.reference
+
+
+def mine(name: str) -> Callable:
+    """The reader's own function of this name, which an earlier check found right and kept in the
+    working folder; the package's, where there is none or it no longer works."""
+    known = references()
+    if name not in known:
+        raise SparselabError(f"no exercise of the course writes a function {name!r}.")
+    exercise = known[name]
+    everything = {each: other.reference for each, other in known.items()}
+    function, fault = pruner.find(name, everything)
+    if function is None:
+        print(fault, end="\n" if fault else "")
+        return exercise.reference
+    verdict, sentence = exercise.verdict(function)
+    if verdict == "right":
+        print(f"{name}: yours, from {pruner.FILE}.")
+        return function
+    print(f"{name} in {pruner.FILE} is {verdict}: {sentence} The package's is used.")
+    return exercise.reference
+
+
+def references() -> dict[str, Exercise]:
+    """The exercises that ask for a function, by its name."""
+    numbers = sorted(file.stem[2:4] for file in Path(__file__).parent.glob("nb*_*.py"))
+    exercises = [exercise for number in numbers for exercise in exercises_of(number).values()]
+    return {each.reference.__name__.lstrip("_"): each for each in exercises if each.cases}
 
 
 def exercises_of(notebook: str) -> dict[str, Exercise]:
@@ -99,6 +180,18 @@ def progress(notebook: str) -> None:
     """One line: which exercises of a notebook are solved."""
     keys = exercises_of(notebook)
     print("  ".join(f"{key} {'✓' if _verdicts.get(key) == 'right' else '○'}" for key in keys))
+
+
+def _nobody_wrote(answer: Any) -> bool:
+    """Whether an answer is None, or a function whose body is `...`."""
+    if answer is None or answer is ...:
+        return True
+    code = getattr(answer, "__code__", None)
+    if code is None:
+        return False
+    steps = [(step.opname, step.argval) for step in dis.get_instructions(code)]
+    steps = [step for step in steps if step[0] not in ("RESUME", "NOP", "RETURN_VALUE")]
+    return all(name in ("RETURN_CONST", "LOAD_CONST") and value is None for name, value in steps)
 
 
 def _call(answer: Callable, case: tuple) -> Any:
@@ -118,6 +211,8 @@ def _same(a: Any, b: Any, rtol: float) -> bool:
         return torch.allclose(a.double(), b.double(), rtol=0, atol=rtol * scale, equal_nan=True)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same(x, y, rtol) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key], rtol) for key in a)
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         a, b = _number(a), _number(b)
         return not isinstance(a, Tensor) and not isinstance(b, Tensor) and _same(a, b, rtol)
@@ -137,11 +232,20 @@ def _difference(mine: list, expected: list, rtol: float) -> str:
     place = 0
     while _same(mine[place], expected[place], rtol):
         place += 1
-    got, want, case = mine[place], expected[place], f"case {place + 1}"
+    return _compared(mine[place], expected[place], f"case {place + 1}", rtol)
+
+
+def _compared(got: Any, want: Any, case: str, rtol: float) -> str:
+    """How two results differ; of those with names, the first one that does."""
     if isinstance(got, Tensor) and isinstance(want, Tensor):
         if got.shape != want.shape:
             return f"{case} has shape {[*got.shape]} where {[*want.shape]} is expected."
         return f"{case} differs in {int((got != want).sum())} of {want.numel()} entries."
     if type(got) is not type(want):
         return f"{case} is of type {type(got).__name__}, expected {type(want).__name__}."
+    if isinstance(want, dict):
+        if got.keys() != want.keys():
+            return f"{case} has {[*got]} where {[*want]} is expected."
+        key = next(key for key in want if not _same(got[key], want[key], rtol))
+        return _compared(got[key], want[key], f"{case}, {key}", rtol)
     return f"{case} is not what the reference gives."
