@@ -12,14 +12,15 @@ import sys
 
 import pytest
 import torch
-from conftest import break_off, stored, tiny_llama, weights
+from conftest import TINY, break_off, stored, tiny_llama, weights
 from safetensors.torch import load_file, save_file
 
 import sparselab as sl
 from sparselab.__main__ import main
-from sparselab.engine import activations, sources
+from sparselab.engine import activations, fisher, reconstruction, sources
 from sparselab.engine.activations import CalibrationActivations
-from sparselab.runtime import files
+from sparselab.models import blockwise
+from sparselab.runtime import distributed, files
 from sparselab.runtime.memory import is_out_of_memory
 
 SMALL = "prune --method wanda --samples 2 --seqlen 16 --windows 2 --layers 0:1 --out".split()
@@ -290,6 +291,85 @@ def test_windows_halved_in_the_middle_stay_halved_for_a_resumed_run(
     sl.prune(folder, windows, out=tmp_path / "out", **(CALL | {"method": "sparsegpt"}))
     assert [3, 3] in unbroken and sizes == unbroken
     assert same(tmp_path / "out", tmp_path / "whole")
+
+
+PHASES = {  # where memory runs out, and of how many windows at once that is told
+    "capture": (blockwise.Activations, "_capture", lambda self, ids: len(ids)),
+    "gradients": (fisher, "_back", lambda block, part, *_: len(part.ids)),
+    "collect": (activations, "_gather", lambda block, original, sinks, part, *_: len(part.ids)),
+    "replay": (blockwise.Activations, "_advance_part", lambda self, k, *_: self.batches[k]),
+    "descent": (reconstruction.Tuner, "_error", lambda self, rows, _: len(rows)),
+}
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_whose_windows_were_halved_goes_on_with_the_halves(
+    tmp_path, windows, monkeypatch, phase, family
+):
+    """Memory runs out once, in the first block or before it, and a run is killed two blocks later;
+    the resumed one has memory enough, and makes the bits of the unbroken one. OPT's embeddings go
+    through a linear, whose bits are those of its batch."""
+    sizes = {"word_embed_proj_dim": 16} if family == "opt" else {}
+    folder = stored(tmp_path / "model", TINY[family](num_hidden_layers=4, **sizes))
+    call = {
+        "method": "sparsegpt",
+        "batch": 6,
+        "fisher": phase == "gradients",
+        "divide": phase == "gradients",
+        "reconstruct": sl.Reconstruction("sublayer", epochs=1, batch=5),
+    }
+    holder, name, count = PHASES[phase]
+    work, finish, captured = getattr(holder, name), sources.StreamedBlocks.finish, []
+    found = []
+
+    def watched(self, layer, report, batches):
+        found.append(list(batches))
+        captured.append(self.captured or self.manifest["captured"][0])
+        finish(self, layer, report, batches)
+
+    def short_of_memory_once(patch):
+        thrown = []
+
+        def fails(*arguments):
+            if not thrown and count(*arguments) > 3:
+                thrown.append(True)
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return work(*arguments)
+
+        patch.setattr(holder, name, fails)
+
+    monkeypatch.setattr(sources.StreamedBlocks, "finish", watched)
+    with monkeypatch.context() as patch:
+        short_of_memory_once(patch)
+        sl.prune(folder, windows, out=tmp_path / "whole", **(CALL | call))
+    unbroken, found[:] = list(found), []
+    with monkeypatch.context() as patch:
+        short_of_memory_once(patch)
+        break_off(monkeypatch, 3, folder, windows, **call)
+    found.clear()
+    sl.prune(folder, windows, out=tmp_path / "out", **(CALL | call))
+    assert found == unbroken == ([[6]] if phase == "gradients" else [[3, 3]]) * 4
+    assert {*captured} == {3 if phase == "capture" else 6}
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_what_one_process_lacks_all_make_anew(folder, tmp_path, monkeypatch):
+    """Killed while some had written their gradients and others had not: they are made together, or
+    those that lack them would wait for ever."""
+    source, made = sources.StreamedBlocks(folder, tmp_path / "out", None, torch.device("cpu")), []
+    source.part.mkdir()
+
+    def make():
+        made.append(torch.ones(2) * len(made))
+        return {"of all": made[-1]}
+
+    for times in (1, 1):
+        found = source.kept("gradients", make)
+        assert len(made) == times and torch.equal(found["of all"], made[-1])
+    monkeypatch.setattr(distributed, "all_reduce_scalar", lambda mine: mine + 1)  # another's
+    assert torch.equal(source.kept("gradients", make)["of all"], torch.ones(2)) and len(made) == 2
+    source.close()
 
 
 # What the system refuses.

@@ -9,8 +9,11 @@ from test_kernels import compare
 
 import sparselab as sl
 from sparselab.methods import sparsegpt
+from sparselab.methods.swaps import swap
 from sparselab.numerics.cholesky import add_gram, mirror
-from sparselab.patterns import lowest
+from sparselab.numerics.refit import refit
+from sparselab.numerics.spectrum import Spectrum
+from sparselab.patterns import lowest, prune_rows
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here"
@@ -158,6 +161,43 @@ def test_the_column_loop_never_waits_for_the_gpu():
             sparsegpt.prune_columns(weights, factor, dead, [pattern] * 2, 128)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_no_stopping_rule_stops_the_gpu():
+    """Conjugate gradients, ADMM's mask, swaps: each waits for one scalar, and nothing that was
+    queued after it. The same steps are made as on a CPU."""
+    here = sl.Statistics.of(correlated(2000, 200)).finish("x")
+    there = sl.Statistics.of(correlated(2000, 200).cuda()).finish("x")
+    weight, found = torch.randn(100, 200), []
+    for stats in (here, there):
+        w, hessian = weight.to(stats.gram.device), stats.hessian()
+        pattern, spectrum = sl.Pattern(0.7), Spectrum(hessian)
+        zeros = prune_rows(w.abs(), pattern, per_row=True)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sparse, mask = sl.ADMM()._iterate(w, w, hessian, spectrum, pattern)
+            kept = refit(w, sparse, mask, hessian)
+            swapped = swap(w, zeros, stats.gram / stats.tokens, pattern, 20, 16)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append([mask.cpu(), swapped.cpu(), kept.cpu()])
+    for one, other in zip(*(masks[:2] for masks in found), strict=True):
+        assert (one == other).float().mean() > 0.98
+    error, expected = (here.relative_error(weight, kept) for *_, kept in found)
+    assert error == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_model_goes_straight_to_the_gpu():
+    """Its bits are those of one that came by way of the host."""
+    here, there = (
+        sl.load("opt-mini", dtype="float32", device=place)[0] for place in ("cpu", "cuda")
+    )
+    assert there.device.type == "cuda" and not any(
+        hasattr(module, "_hf_hook") for module in there.modules()
+    )
+    for one, other in zip(here.state_dict().values(), there.state_dict().values(), strict=True):
+        assert torch.equal(one, other.cpu())
 
 
 @pytest.mark.parametrize("rows", [1, 40])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import weights
+from conftest import stored, tiny_llama, weights
 
 import sparselab as sl
 from sparselab.__main__ import main
@@ -148,3 +148,67 @@ def test_an_environment_that_only_seems_to_be_torchruns(variables, monkeypatch, 
         monkeypatch.setenv(name, value)
     assert main(["plan"]) == 1
     assert "Start them with torchrun, or unset WORLD_SIZE" in capsys.readouterr().err
+
+
+HALVED = """
+import json, sys, torch, sparselab as sl
+sys.path.insert(0, sys.argv[1])
+from conftest import Killed
+from sparselab.engine import sources
+from sparselab.models.blockwise import Activations
+from sparselab.runtime import distributed
+torch.set_num_threads(1)
+folder, out, ends, short = sys.argv[2:]
+windows = torch.randint(4, 128, (12, 16), generator=torch.Generator().manual_seed(1))
+advance, finish, sizes = Activations._advance_part, sources.StreamedBlocks.finish, []
+
+def fails(self, place, block, original):
+    if short == "True" and self.batches[place] == 6 and distributed.rank() == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return advance(self, place, block, original)
+
+def watched(self, layer, report, batches):
+    if layer == int(ends):
+        raise Killed
+    sizes.append(batches)
+    finish(self, layer, report, batches)
+
+Activations._advance_part, sources.StreamedBlocks.finish = fails, watched
+with distributed.group():
+    try:
+        sl.prune(
+            folder, windows, method="sparsegpt", sparsity=0.5, out=out, batch=6, progress=False
+        )
+    except Killed:
+        distributed.barrier()
+    with open(f"{out}-{distributed.rank()}.json", "w") as file:
+        json.dump(sizes, file)
+"""
+
+
+def test_each_process_goes_on_with_its_own_batches(tmp_path):
+    """Memory runs out in the second process alone; both are killed two blocks later, and the
+    resumed ones, which have memory enough, make the bits of the unbroken run."""
+    script = tmp_path / "script.py"
+    script.write_text(HALVED)
+    folder = stored(tmp_path / "model", tiny_llama(num_hidden_layers=4))
+
+    def start(out, ends, short):
+        call = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+        call += [Path(__file__).parent, folder, tmp_path / out, ends, short]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, *map(str, call)],
+            check=True,
+            env=environment,
+            timeout=200,
+            stdout=subprocess.DEVNULL,
+        )
+        return [json.loads((tmp_path / f"{out}-{rank}.json").read_text()) for rank in (0, 1)]
+
+    unbroken = start("whole", -1, True)
+    assert unbroken == [[[6]] * 4, [[3, 3]] * 4]
+    assert start("out", 2, True) == [sizes[:2] for sizes in unbroken]
+    assert start("out", -1, False) == unbroken
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert {*one} == {*two} and all(torch.equal(one[key], two[key]) for key in one)

@@ -87,7 +87,7 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     model.save_pretrained(tmp_path / "half")
     tiny_tokenizer().save_pretrained(tmp_path / "half")
     source = streaming.StreamedBlocks(tmp_path / "half", None, torch.float32, torch.device("cpu"))
-    block, ahead = source.load(0), source.ahead[1].result()
+    block, ahead = source.load(0), source.ahead[1].result().tensors
     assert {p.dtype for p in block.parameters()} == {torch.float32} and {
         p.dtype for p in ahead.values()
     } == {torch.float16}

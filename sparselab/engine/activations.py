@@ -61,7 +61,6 @@ class CalibrationActivations(Activations):
         """Regroup the windows as an interrupted run had them at this place."""
         if batches != self.batches and sum(batches) == sum(self.batches):
             self.parts = self.regrouped(self.parts, batches)
-        # else several processes: the sizes of the first one
 
     def halve_all(self) -> None:
         """Cut every part that can be cut."""

@@ -121,7 +121,8 @@ def _curve(
         _, solution = method.prune_matrix(weight, stats, Pattern(level), rows)
         change = weight - solution.weight
         squares = ((change @ stats.gram) * change).sum(1, dtype=torch.float64) / stats.tokens
-        losses.append(0.5 * scale * (squares * rows.to(squares.device)).sum().clamp(min=0).item())
+        losses.append(0.5 * scale * (squares * rows.to(squares.device)).sum().clamp(min=0))
+    losses = torch.stack(losses).tolist()  # asked once: each time stops a GPU
     least = max(max(losses) * 1e-12, 1e-300)  # of dead neurons none is left
     logs = [math.log(max(loss, least)) for loss in losses]
     fine = np.linspace(levels[0], levels[-1], 1 + round((levels[-1] - levels[0]) / STEP))

@@ -1,5 +1,6 @@
 """After pruning: train the weights that are left. The zeros stay zeros."""
 
+import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,16 +79,17 @@ def finetune(
                 model.device
             )
             loss = token_losses(model(ids, use_cache=False).logits, ids).mean()
-            if not torch.isfinite(loss):
-                raise diverged(f"the loss is {loss.item()}", len(result.losses), rate)
+            value = loss.item()  # asked once: each time stops a GPU
+            if not math.isfinite(value):
+                raise diverged(f"the loss is {value}", len(result.losses), rate)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             keep_zeros(masks)
-            result.losses.append(loss.item())
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            result.losses.append(value)
+            bar.set_postfix(loss=f"{value:.3f}")
     if not all(torch.isfinite(weight).all() for weight in trained):
         raise diverged("weights are not finite", steps, rate)
     result.sparsity = (before, zeros(masks))

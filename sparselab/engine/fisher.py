@@ -5,6 +5,7 @@ Windows are taken in portions, of which the inputs of all blocks fit somewhere; 
 through a block in parts, whose graph fits into memory.
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -123,15 +124,16 @@ def fisher_weights(
     distributed.all_reduce(*sums.values())
     number = distributed.all_reduce_scalar(windows.numel())
     fisher = Fisher()
-    for name, squares in sums.items():
-        mean = squares.mean()
-        if not mean.isfinite():
+    means = {name: squares.mean() for name, squares in sums.items()}
+    values = torch.stack([mean.to(model.device) for mean in means.values()]).tolist()
+    for (name, mean), value in zip(means.items(), values, strict=True):
+        if not math.isfinite(value):
             raise SparselabError(
                 f"the loss's gradients at {name} are not finite (NaN or infinite). Load the model"
                 " with dtype=torch.bfloat16 or torch.float32: float16 overflows."
             )
-        fisher.scale[name] = mean.item() / number
-        fisher.rows[name] = _shares(squares, mean, ROW_FLOOR)
+        fisher.scale[name] = value / number
+        fisher.rows[name] = _shares(sums[name], mean, ROW_FLOOR)
     for layer in range(count):
         for group in family.groups:
             names = [f"{family.blocks}.{layer}.{name}" for name in group]

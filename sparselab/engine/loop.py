@@ -143,6 +143,7 @@ def _verify(run: PruningRun, progress: bool) -> None:
     with run.clock("check"):
         gate = verify_blockwise(source.model, run.calibration)
         verify_residual_stream(source.model, run.calibration[:1], targets)
+    source.forget()
     run.report.settings.update(dense_perplexity=float(gate), gate_windows=gate.windows)
     if progress:
         print(
@@ -178,13 +179,15 @@ def _weigh(run: PruningRun, batch: int | None, offload: str, progress: bool) -> 
 def _capture(run: PruningRun, batch: int | None, offload: str) -> CalibrationActivations:
     """What the first block receives from this process's share of the calibration windows."""
     with run.clock("capture"):
-        return CalibrationActivations(
+        activations = CalibrationActivations(
             run.source.model,
             run.windows,
-            batch or run.source.batch,
+            run.source.captured or batch or run.source.batch,
             dense=run.method.follows_dense_model,
             offload=offload,
         )
+    run.source.capture(activations.batches)
+    return activations
 
 
 def _progress(run: PruningRun, progress: bool) -> tqdm:

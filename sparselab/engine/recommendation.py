@@ -60,7 +60,8 @@ def recommend(
     the first, where none is.
 
     Each rung loses less than the one before in the committed tables, at 70 to 90 % of zeros; the
-    last one, which tunes by gradient, at 90 % only. Neither memory nor the pattern is looked at.
+    last one, which tunes by gradient, by more than the error at 90 % only. Neither memory nor the
+    pattern is looked at.
 
     Parameters
     ----------

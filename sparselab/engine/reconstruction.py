@@ -142,7 +142,8 @@ class Tuner:
         optimizer = self._optimizer(masters)
         generator = torch.Generator().manual_seed(SEED)
         for epoch in range(settings.epochs):
-            order = [self.others[k] for k in torch.randperm(len(self.others), generator=generator)]
+            mixed = torch.randperm(len(self.others), generator=generator).tolist()
+            order = [self.others[k] for k in mixed]
             for step in range(self.steps):
                 rows = order[step * self.batch : (step + 1) * self.batch]
                 share = (epoch + step / self.steps) / settings.epochs
@@ -248,7 +249,8 @@ class Tuner:
     @torch.no_grad()
     def _mean_square(self, targets: list[Tensor]) -> float:
         """Of the targets."""
-        total = sum(target.float().square().mean((1, 2)).sum().item() for target in targets)
+        squares = [target.float().square().mean((1, 2)).sum() for target in targets]
+        total = sum(torch.stack(squares).tolist())  # asked once: each time stops a GPU
         count = distributed.all_reduce_scalar(sum(map(len, targets)))
         total = distributed.all_reduce_scalar(total) / count
         if not (math.isfinite(total) and total > 0):
@@ -265,7 +267,8 @@ class Tuner:
 
         def errors() -> float:
             parts = _slices(rows, self.at_once)
-            return sum(self._error(some, targets).item() for some in parts)
+            found = [self._error(some, targets) for some in parts]
+            return sum(torch.stack(found).tolist()) if found else 0.0
 
         total = distributed.all_reduce_scalar(float(retry_smaller(errors, self._shrink)))
         found = total / distributed.all_reduce_scalar(len(rows))

@@ -32,7 +32,7 @@ from ..runtime.files import (
     sha256,
     write_json,
 )
-from ..runtime.memory import batch_size, trim_host_memory
+from ..runtime.memory import batch_size, return_memory, trim_host_memory
 from .report import MatrixRow, Report
 
 MANIFEST = "sparselab-manifest.json"
@@ -44,7 +44,7 @@ KEPT = ".kept"  # ends the name of what `kept` writes
 class InMemoryBlocks:
     """A model that is whole in memory: blocks need not be loaded, and stay where they are."""
 
-    streamed, done, batch = False, 0, None
+    streamed, done, batch, captured = False, 0, None, None
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -69,6 +69,7 @@ class InMemoryBlocks:
 
     def forget(self) -> None:
         """No block is needed for now."""
+        return_memory()
 
     def head(self) -> AbstractContextManager:
         """Within it, the model has all that comes after its blocks."""
@@ -77,6 +78,9 @@ class InMemoryBlocks:
     def kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors that are made once, before the first block is pruned."""
         return make()
+
+    def capture(self, batches: list[int]) -> None:
+        """What the first block receives was computed with so many windows at once."""
 
     def finish(self, layer: int, report: Report, batches: list[int]) -> None:
         """The block is pruned, and its outputs are known."""
@@ -115,9 +119,11 @@ class StreamedBlocks(BlockReader):
         self.written: Future | None = None
         self.lock: int | None = None
         self.done = 0
-        # Windows at once, before the first block and after each: memory may halve them, and sums
-        # over other batches have other bits.
+        # Windows at once, as free memory would have it; as this process took them up to the first
+        # block; and through each one: memory may halve them, and sums over other batches have
+        # other bits.
         self.batch: int | None = None
+        self.captured: int | None = None
         self.batches: list[list[int]] = []
 
     @property
@@ -131,7 +137,7 @@ class StreamedBlocks(BlockReader):
         if self.out is None:  # a dry run
             return make()
         file = self.part / f"{name}-{distributed.rank()}{KEPT}"
-        if not file.exists():
+        if distributed.all_reduce_scalar(int(not file.exists())):  # they can be made together only
             tensors = {key: value.cpu() for key, value in make().items()}
             with self._naming_file_errors():
                 self._save(file, tensors)
@@ -162,6 +168,7 @@ class StreamedBlocks(BlockReader):
         self.manifest = {
             "settings": self._run_settings(settings),
             "batch": self.batch,
+            "captured": None,
             "shards": {},
             "blocks": [],
         }
@@ -207,7 +214,9 @@ class StreamedBlocks(BlockReader):
             before = {**found["settings"]}
             blocks = found["blocks"]
             self.batch, self.done = int(found["batch"]), len(blocks)
-            self.batches = [[*map(int, block["batches"])] for block in blocks]
+            mine = distributed.rank()
+            self.captured = int(found["captured"][mine]) if blocks else None
+            self.batches = [[*map(int, block["batches"][mine])] for block in blocks]
             rows = [MatrixRow.of(row) for block in blocks for row in block["rows"]]
             epochs = [dict(row) for block in blocks for row in block["epochs"]]
             tuned = [dict(row) for block in blocks for row in block.get("reconstructions", ())]
@@ -238,10 +247,21 @@ class StreamedBlocks(BlockReader):
             f"{self.part / name} is broken ({error}). Delete {self.part} and start again."
         )
 
+    def capture(self, batches: list[int]) -> None:
+        """Remember how many windows at once were taken up to the first block; the manifest says it
+        with the first shard."""
+        if self.done or self.out is None:  # known from the first run; or a dry one
+            return
+        everyones = distributed.all_gather(max(batches))
+        if distributed.rank() == 0:
+            self.manifest["captured"] = everyones
+
     def finish(self, layer: int, report: Report, batches: list[int]) -> None:
         """Write the block as a shard, if it is new, and free its memory. `batches`: how many
-        windows at once its outputs were computed with."""
-        if layer >= self.done and distributed.rank() == 0:
+        windows at once its outputs were computed with, in this process."""
+        new = layer >= self.done
+        everyones = distributed.all_gather(batches) if new else []
+        if new and distributed.rank() == 0:
             weights = self.blocks[layer].state_dict()
             block = {
                 f"{self.prefix}.{layer}.{key}": value.to("cpu") for key, value in weights.items()
@@ -250,7 +270,7 @@ class StreamedBlocks(BlockReader):
                 "rows": [asdict(row) for row in report.rows if row.layer == layer],
                 "epochs": [row for row in report.epochs if row["layer"] == layer],
                 "reconstructions": [row for row in report.reconstructions if row["layer"] == layer],
-                "batches": batches,
+                "batches": everyones,
             }
             self._wait()
             self.written = self.writer.submit(self._write, layer + 1, block, entry)

@@ -24,6 +24,7 @@ from ..runtime.memory import (
     in_batches,
     naming_memory_errors,
     retry_smaller,
+    return_memory,
     with_batch_halving,
 )
 from ..runtime.offload import ActivationStore
@@ -63,7 +64,9 @@ class ModelInMemory:
             total=texts.count, desc=texts.name, unit=texts.unit, disable=not progress, leave=False
         ) as bar:
             work = partial(score, self.model)
-            return in_batches(work, texts.batches, self.model, texts.longest, bar)
+            found = in_batches(work, texts.batches, self.model, texts.longest, bar)
+        return_memory()  # logits are large, and who comes next may be no user of torch's cache
+        return found
 
 
 class ModelInFiles:

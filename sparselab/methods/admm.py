@@ -10,6 +10,7 @@ from ..numerics.refit import refit
 from ..numerics.spectrum import Spectrum
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..patterns import Pattern, prune_rows
+from ..runtime.transfer import Later
 from .base import Method, Solution, Start
 from .magnitude import Magnitude
 from .sparsegpt import SparseGPT
@@ -96,9 +97,10 @@ class ADMM(Method):
             dual = free - sparse
             if step % self.every == 0:
                 mask = ~pruned
-                if (mask ^ seen).sum() <= self.tolerance * mask.sum():
-                    break
+                still = Later((mask ^ seen).sum() <= self.tolerance * mask.sum())
                 seen, rho, dual = mask, rho * self.growth, dual.div_(self.growth)
+                if still.read():
+                    break
                 inverse = spectrum.inverse(rho)
         return sparse / spectrum.norms, ~pruned
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from ..errors import SparselabError
 from ..numerics.statistics import GRAM, NORMS, Statistics
 from ..runtime import distributed
+from ..runtime.memory import chunk_size
 
 GATE_STEPS = 2  # safeguarded Gauss-Newton steps for the gate variable
-CHUNK = {"cpu": 256, "cuda": 16384}  # tokens at a time: in cache on a CPU, large products on a GPU
+CHUNK, COPIES = 256, 8  # tokens at a time that a CPU's cache holds; [n, f] that a step has of them
 
 
 class FeedForward:
@@ -72,7 +73,7 @@ class FeedForward:
 
     def finish(self, name: str) -> "FeedForward":
         """Refuse what is not finite, naming the module."""
-        if not (torch.isfinite(self.x).all() and torch.isfinite(self.y).all()):
+        if not torch.isfinite(self.x).all() & torch.isfinite(self.y).all():
             raise SparselabError(
                 f"the calibration inputs of {name}, or its outputs, are not finite (NaN or"
                 " infinite). Look for broken weights before it, or load the model with"
@@ -108,7 +109,7 @@ class FeedForward:
 
     def parts(self) -> Iterator[slice]:
         """Chunks of tokens."""
-        size = CHUNK.get(self.x.device.type, CHUNK["cpu"])
+        size = chunk_size(self.x.device, 4 * COPIES * len(self.weight["up"]), CHUNK)
         for a in range(0, self.filled, size):
             yield slice(a, min(a + size, self.filled))
 
@@ -178,7 +179,8 @@ class FeedForward:
                 made = self.activation(*self.before(weights, part)) @ down.T
                 rest += self._square(self.y[part] - made, part)
             distributed.all_reduce(rest)
-        return (rest.clamp(min=0) / whole).sqrt().item() if whole > 0 else float(rest > 0)
+        whole, rest, error = torch.stack((whole, rest, (rest.clamp(min=0) / whole).sqrt())).tolist()
+        return error if whole > 0 else float(rest > 0)
 
     def _square(self, errors: Tensor, part: slice) -> Tensor:
         """Sum of squared errors [n, ...] as they count, float64."""
@@ -226,7 +228,8 @@ class FeedForward:
 
 def ridge(matrix: Tensor, amount: float) -> Tensor:
     """matrix + amount * I, in place; never less than float32 can factor."""
-    matrix.diagonal().add_(max(amount, 1e-6 * matrix.diagonal().mean().item()))
+    least = 1e-6 * matrix.diagonal().mean().double()
+    matrix.diagonal().add_(least.clamp(min=amount).to(matrix.dtype))
     return matrix
 
 

@@ -65,17 +65,18 @@ def global_shares(weights: Iterable[Tensor], pattern: Pattern) -> list[Pattern]:
     low, high = -1, 0x7F800000  # bits of +infinity
     while high - low > 1:  # smallest bits with count(<= bits) >= room
         middle = (low + high) // 2
-        enough = sum(_count(w, middle) for w in weights) >= room
+        counts = [_count(weight, middle).to(weights[0].device) for weight in weights]
+        enough = int(sum(counts)) >= room  # asked once: each time stops a GPU
         low, high = (low, middle) if enough else (middle, high)
-    below = [_count(w, high - 1) for w in weights]
+    below = [int(_count(w, high - 1)) for w in weights]
     room -= sum(below)
     shares = []
     for weight, count in zip(weights, below, strict=True):
-        tied = min(room, _count(weight, high) - count)
+        tied = min(room, int(_count(weight, high)) - count)
         room -= tied
         shares.append(Pattern((count + tied) / weight.numel()))
     return shares
 
 
-def _count(weight: Tensor, bits: int) -> int:
-    return int((weight.detach().float().abs().view(torch.int32) <= bits).sum())
+def _count(weight: Tensor, bits: int) -> Tensor:
+    return (weight.detach().float().abs().view(torch.int32) <= bits).sum()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..numerics.statistics import GRAM, Statistics
 from ..patterns import Pattern, prune_rows
+from ..runtime.transfer import Later
 from .base import Method, Solution, Start, keep_weights
 from .dsnot import start_scores
 
@@ -65,11 +66,14 @@ def swap(
     for _ in range(cycles):
         gain, p, g = _best_pair(weight, pruned, gradient, gram, pattern.m, candidates)
         better = gain < -1e-6 * (weight * pruned * gradient).sum(1).abs()  # [r]; less is rounding
-        if not better.any():
+        swaps, better, p, g = Later(better.any()), better[:, None], p[:, None], g[:, None]
+        # The other rows change by 0: to pick these out would stop a GPU.
+        lost, regrown = weight.gather(1, p) * better, weight.gather(1, g) * better  # [r, 1]
+        gradient += lost * gram[p[:, 0]] - regrown * gram[g[:, 0]]
+        pruned.scatter_(1, p, pruned.gather(1, p) | better)
+        pruned.scatter_(1, g, pruned.gather(1, g) & ~better)
+        if not swaps.read():
             break
-        index, p, g = better.nonzero()[:, 0], p[better], g[better]
-        gradient[index] += weight[index, p, None] * gram[p] - weight[index, g, None] * gram[g]
-        pruned[index, p], pruned[index, g] = True, False
     return pruned
 
 

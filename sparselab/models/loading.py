@@ -92,13 +92,16 @@ def load(
     else:
         if Path(folder).is_dir():
             weight_files(Path(folder), str(name))
-        model = read_model(name, folder, options, dtype=dtype)
+        # Straight to a GPU, tensor by tensor: never whole in the host's memory.
+        there = {} if device.type == "cpu" else {"device_map": {"": device}}
+        model = read_model(name, folder, options, dtype=dtype, **there)
         _merge_adapter(model)
     with naming_load_errors(name):
         tokenizer = read_tokenizer(name, folder, options)
     model.sparselab_name = str(name)
     remember_tokenizer(model, tokenizer)
-    return model.to(device).eval(), tokenizer
+    with naming_device_errors(name, device):
+        return model.to(device).eval(), tokenizer
 
 
 def read_model(name: str | Path, folder: str | Path, options: dict, **how) -> PreTrainedModel:
@@ -151,6 +154,20 @@ def naming_load_errors(name: str | Path):
             yield
         except Exception as error:
             raise friendly_error(name, error) from error
+
+
+@contextmanager
+def naming_device_errors(name: str | Path, device: torch.device):
+    """What a device says to a model that is put there, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise friendly_error(name, error) from error
+        raise SparselabError(
+            f"{name} cannot be put on {device}: {_first_line(error)}. Look at the driver and at"
+            " torch (python -m sparselab doctor), or take device='cpu'."
+        ) from error
 
 
 def has_adapter(folder: str | Path) -> bool:
@@ -331,7 +348,8 @@ def friendly_error(name: str | Path, error: Exception) -> SparselabError:
         )
     if is_out_of_memory(error) or {"OutOfMemoryError", "MemoryError"} & {*causes}:
         return SparselabError(
-            f"not enough memory to load {name}. Try dtype=torch.bfloat16 or a smaller model."
+            f"not enough memory to load {name}. Try dtype=torch.bfloat16, a smaller model, or"
+            " its name for sl.prune and sl.perplexity, which read it block by block."
         )
     if "ignore_mismatched_sizes" in str(error):
         return SparselabError(

@@ -9,18 +9,21 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..runtime.memory import trim_host_memory
+from ..runtime.memory import return_memory, trim_host_memory
+from ..runtime.transfer import Sender, Sent
 from .architecture import blocks_of, family_of, model_name, replaced_blocks
 from .blockwise import compare_blockwise, kinds_of_blocks
 from .checkpoint import Checkpoint
 from .hooks import watching
+from .loading import naming_device_errors
 from .packed import stored_tensors
 
 
 class BlockReader:
     """A model in safetensors files, of which one block after the other has memory: `load` fills it,
-    while the one after it is read ahead. `read_outside` reads what comes before the blocks, `head`
-    what comes after them; before that, `model` is the structure alone.
+    while the one after it is read ahead, and sent to a GPU beside its work. `read_outside` reads
+    what comes before the blocks, `head` what comes after them; before that, `model` is the
+    structure alone.
     """
 
     def __init__(self, name: str | Path, dtype: torch.dtype | None, device: torch.device):
@@ -37,7 +40,7 @@ class BlockReader:
         self.own_head = {
             key: like for key, like in self.outside.items() if not key.startswith(needed)
         }
-        self.reader = ThreadPoolExecutor(1)
+        self.reader, self.sender = ThreadPoolExecutor(1), Sender(device)
         self.ahead: dict[int, Future] = {}
 
     def read_outside(self) -> None:
@@ -45,7 +48,8 @@ class BlockReader:
         used = {key: like for key, like in self.outside.items() if key not in self.own_head}
         self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
         self.model.tie_weights()
-        _move_outside(self.model, self.blocks, self.device)
+        with naming_device_errors(self.checkpoint.name, self.device):
+            _move_outside(self.model, self.blocks, self.device)
 
     def load(self, layer: int, then: int | None = None) -> nn.Module:
         """The dense block on the device; the next one, or `then`, if there is such a block, is
@@ -54,7 +58,7 @@ class BlockReader:
         then = layer + 1 if then is None else then
         if 0 <= then < len(self.blocks):
             self.ahead[then] = self._read(then)
-        return self._fill(layer, tensors.result())
+        return self._fill(layer, tensors.result().receive())
 
     def release(self, layer: int) -> None:
         """Free the memory of a block that did not change."""
@@ -65,7 +69,7 @@ class BlockReader:
         """Free all blocks, and start reading from the first."""
         self.ahead = {}
         self.blocks.to("meta")
-        trim_host_memory()
+        return_memory()
 
     @contextmanager
     def head(self) -> Iterator[None]:
@@ -108,10 +112,14 @@ class BlockReader:
     def close(self) -> None:
         """Nothing more is read."""
         self.reader.shutdown(cancel_futures=True)
+        return_memory()
 
     def _read(self, layer: int) -> Future:
         names = {f"{self.prefix}.{layer}.{key}": like for key, like in self.like[layer].items()}
-        return self.reader.submit(self.checkpoint.read, names, stored=True)
+        return self.reader.submit(self._read_and_send, names)
+
+    def _read_and_send(self, names: dict[str, Tensor]) -> Sent:
+        return self.sender.send(self.checkpoint.read(names, stored=True))
 
     def _fill(self, layer: int, tensors: dict[str, Tensor]) -> nn.Module:
         here = {}

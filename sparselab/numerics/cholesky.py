@@ -27,10 +27,12 @@ def tensor_cores(dtype: torch.dtype) -> Iterator[None]:
     them nothing changes.
     """
     products = torch.backends.cuda.matmul
-    before = products.fp32_precision
+    before = products.fp32_precision  # its own, or inherited: to set that would pin it
+    if dtype not in (torch.float16, torch.bfloat16) or before == "tf32":
+        yield
+        return
+    products.fp32_precision = "tf32"
     try:
-        if dtype in (torch.float16, torch.bfloat16):
-            products.fp32_precision = "tf32"
         yield
     finally:
         products.fp32_precision = before
@@ -64,13 +66,13 @@ def inverse_factor(
     """
     diagonal = gram.diagonal() / tokens
     dead = diagonal == 0
-    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=gram.device)
+    mean = live_mean(diagonal, dead)
     for attempt in range(1, tries + 1):
-        factor = _factor(gram, tokens, damp * mean + mean * dead)
-        if factor is not None:
-            extremes = torch.stack(torch.aminmax(factor))  # NaN too, and no copy
-            if extremes.isfinite().all():
-                return factor, damp, attempt
+        factor, broken = _factor(gram, tokens, damp * mean + mean * dead)
+        extremes = torch.stack(torch.aminmax(factor))  # NaN too, and no copy
+        if extremes.isfinite().all() & ~broken:  # asked once: each time stops a GPU
+            return factor, damp, attempt
+        del factor  # before there is another
         damp = max(10 * damp, 1e-4)
     raise SparselabError(
         f"the Hessian could not be factored, even with damping {damp / 10:g} of its mean diagonal. "
@@ -78,9 +80,15 @@ def inverse_factor(
     )
 
 
-def _factor(gram: Tensor, tokens: int, extra: Tensor) -> Tensor | None:
-    """Upper R with R^T R = (gram / tokens + diag(extra))^-1, or None where a pivot is no more than
-    rounding.
+def live_mean(diagonal: Tensor, dead: Tensor) -> Tensor:
+    """The mean of the inputs' curvatures [c] without the dead ones, bool [c]; 1 where all are."""
+    mean = diagonal[~dead].mean()  # NaN of nothing
+    return torch.where(dead.all(), 1.0, mean)
+
+
+def _factor(gram: Tensor, tokens: int, extra: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper R with R^T R = (gram / tokens + diag(extra))^-1, and whether a pivot is no more than
+    rounding, bool.
 
     From the last rows to the first, LEAF at a time, and nearly all of it matrix products. With A
     the rows' own block, B to the right of it and D what R is known for: S = A - B D^-1 B^T is what
@@ -107,4 +115,4 @@ def _factor(gram: Tensor, tokens: int, extra: Tensor) -> Tensor | None:
         side = torch.mm(corner, side).neg_()
         for c, d in _panels(n - b):
             torch.mm(side[:, :d], known[:d, c:d], out=factor[a:b, b + c : b + d])
-    return None if broken else factor  # asked once: each time stops a GPU
+    return factor, broken

@@ -4,6 +4,8 @@ alone."""
 import torch
 from torch import Tensor
 
+from ..runtime.transfer import Later
+
 
 def refit(
     target: Tensor,
@@ -49,12 +51,14 @@ def refit(
         image = direction @ hessian
         length = power / (direction * image).sum(1, keepdim=True).clamp(min=tiny)
         weight.addcmul_(direction, length)
-        if not (gain := (length * power).sum()) > tolerance * error:  # also where NaN
-            break
+        gain = (length * power).sum()
+        gains = Later(gain > tolerance * error)  # False where NaN
         error = error - gain
         residual.addcmul_(image, -length)
         step = residual * scale
         new = (residual * step).sum(1, keepdim=True)
         direction = step.addcmul_(direction, new / power.clamp(min=tiny))
         power = new
+        if not gains.read():  # last, so that a GPU has the next direction to work at meanwhile
+            break
     return weight

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..errors import SparselabError
 from ..runtime import distributed
-from .cholesky import add_gram, inverse_factor, mirror, tensor_cores
+from ..runtime.memory import chunk_size
+from .cholesky import add_gram, inverse_factor, live_mean, mirror, tensor_cores
 
 GRAM, NORMS, MOMENTS, CROSS = "gram", "norms", "moments", "cross"
 DAMP = 0.01  # SparseGPT's damping
@@ -87,8 +88,8 @@ class Statistics:
         if drift is not None:
             lack = drift.reshape(len(x), -1).T @ x.float()  # [r, c]
             self.drift = lack if self.drift is None else self.drift.add_(lack)
-        if self.square is not None:
-            for part in x.split(1024):  # small enough to stay in a CPU's cache
+        if self.square is not None and self.gram is None:  # else it is the diagonal
+            for part in x.split(chunk_size(x.device, 8 * x.shape[1], 1024)):
                 self.square += part.float().square().sum(dim=0)
         self.tokens += len(x)
 
@@ -128,10 +129,9 @@ class Statistics:
         mean, as `inverse_factor` does, so that H is positive definite. damp: None = `damping`."""
         damp = self.damping if damp is None else damp
         hessian = self.gram / self.tokens
-        live, mean = self.gram.diagonal() > 0, torch.ones((), device=hessian.device)
-        if live.any():
-            mean = hessian.diagonal()[live].mean()
-        hessian.diagonal().add_(damp * mean + mean * ~live)
+        dead = self.gram.diagonal() == 0
+        mean = live_mean(hessian.diagonal(), dead)
+        hessian.diagonal().add_(damp * mean + mean * dead)
         return hessian
 
     def finish(self, name: str) -> "Statistics":

@@ -91,6 +91,14 @@ def all_reduce_scalar(number: float) -> float:
     return type(number)(value.item())
 
 
+def all_gather(mine: Result) -> list[Result]:
+    """What each process has, by its number."""
+    found = [mine] * size()
+    if size() > 1:
+        dist.all_gather_object(found, mine)
+    return found
+
+
 def run_divided(
     work: dict[Name, Callable[[], Result]], take: Callable[[Name, Result], None]
 ) -> None:
@@ -102,13 +110,12 @@ def run_divided(
         for name in [*work]:
             take(name, work.pop(name)())
         return
-    results: list[dict | Exception] = [{} for _ in range(size())]
     try:
         names = [*work][rank() :: size()]
         mine = {name: work[name]() for name in names}
     except SparselabError as error:
         mine = error  # the others would wait for ever
-    dist.all_gather_object(results, mine)
+    results = all_gather(mine)
     for part in results:
         if isinstance(part, Exception):
             raise part

@@ -36,6 +36,7 @@ OUT_OF_MEMORY_WORDS = (
     "STATUS_ALLOC_FAILED",
 )
 TOKENS_AT_ONCE = 4096  # on a CPU more tokens at once are not faster, only larger
+LARGEST_CHUNK = 16384  # tokens; on a GPU more at once save no time: each launch is long enough
 
 
 def free_bytes(device: torch.device) -> int:
@@ -60,6 +61,17 @@ def batch_size(model: nn.Module, seqlen: int) -> int:
     return max(1, min(useful, free_bytes(device) // 4 // (4 * width * seqlen)))
 
 
+def chunk_size(device: torch.device, each: int, in_cache: int) -> int:
+    """Tokens at a time in a sum over tokens, which need `each` bytes: on a CPU `in_cache`, as many
+    as stay there. A GPU pays for each launch instead: as many as a quarter of free memory holds, to
+    a power of two and no more than are useful, so that the bits of the sum hardly ever depend on
+    what is free."""
+    if device.type == "cpu":
+        return in_cache
+    fits = free_bytes(device) // 4 // each
+    return min(LARGEST_CHUNK, 1 << max(fits, in_cache).bit_length() - 1)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """A GPU's exception, a CPU's, or one of the plain RuntimeErrors that torch and its back ends
     raise instead."""
@@ -80,7 +92,8 @@ def retry_smaller(work: Callable[[], Result], shrink: Callable[[], None]) -> Res
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        shrink()  # here, where the error no longer holds the memory of the failed work
+        return_memory()  # here, where the error no longer holds that of the failed work
+        shrink()
 
 
 def with_batch_halving(work: Callable[[int], Result], batch: int) -> Result:
@@ -126,6 +139,14 @@ def in_batches(
         return results
 
     return with_batch_halving(work, batch_size(model, seqlen))
+
+
+def return_memory() -> None:
+    """Between two phases: give back what the allocators of the host and of the GPUs hold and do not
+    use. `free_bytes` counts it as free, but others cannot have it: the libraries' workspaces, other
+    processes, and torch itself where it lies in pieces."""
+    trim_host_memory()
+    torch.cuda.empty_cache()  # nothing where no GPU is in use
 
 
 def trim_host_memory() -> None:

@@ -1,0 +1,67 @@
+"""What travels between a device and the host while both go on working."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Later:
+    """A scalar on its way from a GPU to the host. `item()` of a tensor waits for all that was
+    queued before and leaves the GPU with nothing to do; here only this one scalar is waited for,
+    and what is queued between making a `Later` and reading it keeps the GPU busy. On a CPU it is
+    the tensor itself, which must not change until it is read."""
+
+    def __init__(self, scalar: Tensor):
+        self.scalar, self.arrived = scalar, None
+        if scalar.is_cuda:
+            self.scalar = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+            self.scalar.copy_(scalar, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(scalar.device))
+
+    def read(self) -> bool | int | float:
+        """The number, as soon as it is here."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.scalar.item()
+
+
+@dataclass
+class Sent:
+    """Tensors that are on their way to a device, and the event that they are there."""
+
+    tensors: dict[str, Tensor]
+    arrived: "torch.cuda.Event | None" = None
+
+    def receive(self) -> dict[str, Tensor]:
+        """The tensors; what is queued from now on waits for them, the host does not."""
+        if self.arrived is not None:
+            now = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
+            now.wait_event(self.arrived)
+            for tensor in self.tensors.values():  # allocated on one stream, used on another
+                tensor.record_stream(now)
+        return self.tensors
+
+
+class Sender:
+    """Sends tensors from the host ahead of their use: to a GPU from pinned memory and on a stream
+    of its own, beside the products of the present block. On a CPU they stay what they are."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, tensors: dict[str, Tensor]) -> Sent:
+        """From any thread. Where a GPU has no room yet, they wait in the host's memory."""
+        if self.stream is None:
+            return Sent(tensors)
+        with torch.cuda.stream(self.stream):  # of that GPU, whatever the thread's own is
+            pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            try:
+                there = {
+                    name: tensor.to(self.stream.device, non_blocking=True)
+                    for name, tensor in pinned.items()
+                }
+            except torch.OutOfMemoryError:
+                return Sent(pinned)
+            return Sent(there, self.stream.record_event())
