@@ -190,6 +190,13 @@ def test_every_claim_is_judged_by_what_is_recorded(claim):
         assert entry(name)
 
 
+def test_without_rows_there_is_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "ROOT", tmp_path)
+    for verdict in verdicts.verdicts_of():
+        assert verdict.word == UNTESTED
+        assert verdict.claim.words == "Larger models lose less" or "no rows yet" in verdict.numbers
+
+
 def test_the_pages_hold_the_verdicts_of_the_recorded_rows():
     from conftest import ROOT
 

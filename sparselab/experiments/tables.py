@@ -87,7 +87,7 @@ def by_seed(file: Path) -> str:
     table = read(file)
     keys = [*SETTING, "pattern"]
     excess = table.groupby([*keys, "seed", "method"], sort=False).excess.mean().unstack("method")
-    shares = _shares_of(excess, BASE).drop(columns=BASE)
+    shares = _shares_of(excess, BASE).drop(columns=BASE).dropna(how="all")  # one method alone
     methods = [method for method in table.method.unique() if method in shares]
     lines = [["model", "calibration", "text", "pattern", "seeds", *methods]]
     for setting, rows in shares.groupby(keys, sort=False):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import SparselabError
 from ..runtime.files import ROOT
 from ..viz import label_of
 from .figures.recorded import sizes_table
@@ -21,6 +20,7 @@ from .figures.zeroshot import paired
 from .profiles import PROFILES
 from .registry import entry
 from .results import read
+from .sweep import NotRecorded
 from .tables import as_markdown, significant
 
 HELD, PARTLY, NOT, UNTESTED = "held", "in part", "did not hold", "not testable here"
@@ -37,14 +37,22 @@ class Claim:
     words: str
     paper: str
     entries: tuple[str, ...]
-    judge: Callable[[], tuple[str, str]]
+    judged: Callable[[], tuple[str, str]]
+
+    def judge(self) -> tuple[str, str]:
+        """Verdict and numbers; without rows there is none."""
+        try:
+            return self.judged()
+        except NotRecorded as error:
+            return UNTESTED, str(error)
 
 
 def recorded(name: str) -> pd.DataFrame:
-    """A table of bench/, such as 'opt-mini.csv' or 'figures/costs-opt-mini.csv'."""
+    """A table of bench/, such as 'opt-mini.csv' or 'figures/costs-opt-mini.csv'; a `NotRecorded`
+    error where it is not there."""
     file = ROOT / "bench" / name
     if not file.exists():
-        raise SparselabError(f"the verdicts need {file}, which is not there.")
+        raise NotRecorded(f"no rows yet: bench/{name}")
     return read(file)
 
 
@@ -269,10 +277,7 @@ def _outliers() -> tuple[str, str]:
 
 
 def _zeroshot() -> tuple[str, str]:
-    file = "figures/zeroshot-smollm2-135m.csv"
-    if not (ROOT / "bench" / file).exists():
-        return UNTESTED, "not run yet"
-    table = recorded(file)
+    table = recorded("figures/zeroshot-smollm2-135m.csv")
     means, errors = paired(table)
     pruned = means.drop("dense").sort_values(ascending=False)
     best, worst = pruned.index[0], pruned.index[-1]
