@@ -143,6 +143,9 @@ def test_half_the_layers_is_another_protocol(tmp_path):
 def test_ablations(name, tmp_path, one_block, monkeypatch):
     monkeypatch.setattr(figures.ablations, "DAMPS", (0.01, 0.1))
     monkeypatch.setattr(figures.ablations, "BLOCK_SIZES", (64, 128))
+    monkeypatch.setattr(figures.ablations, "THRESHOLDS", (0.1, 1.0))
+    monkeypatch.setattr(figures.ablations, "CYCLES", (1, 2))
+    monkeypatch.setattr(figures.ablations, "STARTS", ("wanda",))
     monkeypatch.setattr(figures.ablations, "GROWING", ("expected", "wanda"))
     monkeypatch.setattr(figures.ablations, "DROPPING", ("wanda", "magnitude"))
     table, canvas, alt = figure(
