@@ -10,17 +10,14 @@ file.
 import argparse
 import datetime
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
 import sparselab as sl
-from sparselab.evaluation.tasks import TASKS, task_file
-from sparselab.evaluation.zeroshot import answers
+from sparselab.experiments.figures.zeroshot import answered
 from sparselab.experiments.results import append, read, rows_matching
 from sparselab.methods.registry import named_method
 from sparselab.models.architecture import family_of
@@ -90,48 +87,26 @@ def measure(
     for task in [
         task for task in TASK_NAMES if task not in done(out, name, method, pattern, limit)
     ]:
-        started = time.perf_counter()
-        table = answers(model, tokenizer, task, limit=limit)
-        append(
-            out,
-            [
-                {
-                    "model": name,
-                    "calibration": "demo",
-                    "samples": samples,
-                    "seqlen": seqlen,
-                    "seed": 0,
-                    "method": method,
-                    "pattern": pattern,
-                    "sparsity": round(sparsity, 6),
-                    "task": task,
-                    "file": task_file(task).name,
-                    "limit": limit,
-                    "items": len(table),
-                    "chance": 1 / len(table.loglikelihoods[0]),
-                    "accuracy": round(table.correct.mean(), 6),
-                    "stderr": round(table.correct.sem(), 6),
-                    "right": verdicts(table.correct),
-                    "right_norm": verdicts(table.correct_norm) if TASKS[task].norm else "",
-                    "seconds": round(time.perf_counter() - started, 1),
-                    "dtype": str(model.dtype).removeprefix("torch."),
-                    "device": model.device.type,
-                    "machine": platform.machine(),
-                    "threads": torch.get_num_threads(),
-                    "date": datetime.date.today().isoformat(),
-                    "sparselab_version": version(DISTRIBUTION),
-                    **{
-                        f"{package}_version": version(package)
-                        for package in ("torch", "transformers")
-                    },
-                }
-            ],
-        )
-
-
-def verdicts(right: pd.Series) -> str:
-    """y or n for each item."""
-    return "".join("y" if one else "n" for one in right)
+        found = answered(model, tokenizer, task, limit=limit)
+        found["stderr"], found["seconds"] = found["accuracy_stderr"], found["task_seconds"]
+        row = {
+            "model": name,
+            "calibration": "demo",
+            "samples": samples,
+            "seqlen": seqlen,
+            "seed": 0,
+            "method": method,
+            "pattern": pattern,
+            "sparsity": round(sparsity, 6),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "date": datetime.date.today().isoformat(),
+            "sparselab_version": version(DISTRIBUTION),
+            **{f"{package}_version": version(package) for package in ("torch", "transformers")},
+        }
+        append(out, [row | found])
 
 
 if __name__ == "__main__":

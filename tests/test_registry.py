@@ -81,7 +81,7 @@ def test_a_state_is_looked_up_in_the_tables(tmp_path, own):
     relabelled.assign(samples=3).to_csv(tmp_path / "sparsity-smollm2-135m.csv", index=False)
     assert state(own, tmp_path) == "small analogue: opt-mini"  # other windows are not the entry's
     assert state(replace(own, missing="no weights"), tmp_path) == "missing: no weights"
-    assert not recorded(own, "small", tmp_path)
+    assert recorded(own, tmp_path) == [("mini", "opt-mini")]
 
 
 def test_looking_makes_nothing(tmp_path, own):

@@ -15,8 +15,6 @@ from .figures import FIGURES, figure, named_figure, table_file
 from .figures.recorded import draw_published
 from .registry import Entry, entries
 
-ANALOGUES = ("mini", "small")
-
 
 def state(entry: Entry, folder: str | Path | None = None) -> str:
     """What was done: reproduced on the paper's model, done as a small analogue, only a command, a
@@ -32,25 +30,30 @@ def state(entry: Entry, folder: str | Path | None = None) -> str:
         return f"missing: {entry.missing}"
     if not FIGURES[entry.figure].measured:
         return "drawn, nothing to measure"
-    own = [model for model in entry.models if recorded(entry, "paper", folder, model=model)]
+    done = recorded(entry, folder)
+    own = [model for profile, model in done if profile == "paper"]
     if own:
         return f"reproduced on {', '.join(own)}"
-    names = [profile for profile in ANALOGUES if profile in entry.profiles]
-    done = [name for name in names if recorded(entry, name, folder)]
     if not done:
         return "command only"
-    models = [named_figure(entry.name, name)[1].model for name in done]
-    return f"small analogue: {', '.join(models)}"
+    return f"small analogue: {', '.join(model for _, model in done)}"
 
 
-def recorded(entry: Entry, profile: str, folder: str | Path | None = None, **changes) -> bool:
-    """Whether all rows of an entry are there for a profile."""
-    if profile not in entry.profiles:
-        return False
-    name, chosen = named_figure(entry.name, profile, recorded_only=True, **changes)
-    file = table_file(name, chosen, folder)
+def recorded(entry: Entry, folder: str | Path | None = None) -> list[tuple[str, str]]:
+    """The profiles of an entry, each with a model, of which all rows are there."""
+    found = []
+    for profile in entry.profiles:
+        models = (
+            entry.models if profile == "paper" else [named_figure(entry.name, profile)[1].model]
+        )
+        found += [(profile, model) for model in models if _complete(entry, profile, model, folder)]
+    return found
+
+
+def _complete(entry: Entry, profile: str, model: str, folder: str | Path | None) -> bool:
+    name, chosen = named_figure(entry.name, profile, model=model, recorded_only=True)
     try:
-        return not FIGURES[name].table(chosen, file, False).empty
+        return not FIGURES[name].table(chosen, table_file(name, chosen, folder), False).empty
     except SparselabError:  # rows that are missing, a model or a text that is not here
         return False
 
@@ -112,16 +115,28 @@ def _section(entry: Entry, folder: str | Path | None) -> str:
     ]
     commands = [words(entry.command(profile)) for profile in entry.profiles]
     parts.append("<p>" + "<br>".join(f"<code>{command}</code>" for command in commands) + "</p>")
-    for profile in entry.profiles:
-        if not FIGURES[entry.figure].measured or recorded(entry, profile, folder):
-            made = figure(entry.name, profile=profile, folder=folder, progress=False)
-            parts.append(_figure(made[1], made[2]))
+    if entry.figure:
+        parts += _drawings(entry, folder)
     published = entry.published_rows()
     if len(published):
         with style():
             parts.append(_figure(*draw_published(published)))
         parts.append(_sources(published))
     return "\n".join(parts) + "</section>"
+
+
+def _drawings(entry: Entry, folder: str | Path | None) -> list[str]:
+    """What is recorded of an entry, a drawing for each profile and model; a schematic, once."""
+    if not FIGURES[entry.figure].measured:
+        _, drawing, sentence = figure(entry.name, folder=folder)
+        return [_figure(drawing, sentence)]
+    parts = []
+    for profile, model in recorded(entry, folder):
+        _, drawing, sentence = figure(
+            entry.name, profile=profile, model=model, folder=folder, progress=False
+        )
+        parts.append(_figure(drawing, sentence))
+    return parts
 
 
 def _figure(drawing: plt.Figure, sentence: str) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from ..data.corpora import sha256_of
 from ..engine.report import Report
 from ..models.architecture import dense_weights, linears_of, restore
 from ..models.checkpoint import Checkpoint
@@ -60,9 +62,11 @@ class InMemory:
 
 class InFiles:
     """A model in files: each job streams it into a folder of its own, which goes when its rows are
-    made. A job that was broken off goes on, before and after its last block."""
+    made. A job that was broken off goes on, before and after its last block; unless `anew`, where
+    what a whole run takes is measured."""
 
-    def __init__(self, experiment: Experiment, place: Path):
+    def __init__(self, experiment: Experiment, place: Path, anew: bool = False):
+        self.anew = anew
         checkpoint = Checkpoint(experiment.model)
         self.model, self.dense = checkpoint.skeleton(None), experiment.model
         self.weights, self.place = WeightsInFiles(checkpoint, self.model), place
@@ -72,6 +76,9 @@ class InFiles:
         """Prune from files to files."""
         made(self.place, "name another folder for the tables")
         folder = self.place / _name_of(experiment, job)
+        if self.anew:
+            for left in (folder, folder.with_name(f"{folder.name}.part")):
+                shutil.rmtree(left, ignore_errors=True)
         if folder.exists():  # finished, and its rows were not
             report = Report.load(folder / REPORT_FILE)
         else:
@@ -100,9 +107,10 @@ class WeightsInFiles(Mapping):
 
 
 def _name_of(experiment: Experiment, job: dict) -> str:
-    """A job's folder, told from those of other jobs and experiments."""
-    words = [str(value) for value in (*experiment.columns().values(), *job.values())]
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in w) for w in words)
+    """A job's folder, told from those of other jobs, experiments and texts of the same name."""
+    text = sha256_of(experiment.corpus, "calibration")
+    words = repr((experiment.columns(), text, sorted(job.items())))
+    return f"{job['method'].partition(':')[0]}-{sha256(words.encode()).hexdigest()[:16]}"
 
 
 class LastPruned:
@@ -138,8 +146,9 @@ class LastPruned:
             self.kept.close()
 
 
-def subject_of(experiment: Experiment, file: Path) -> Subject:
-    """What an experiment prunes; from files where it says so, beside its table."""
+def subject_of(experiment: Experiment, file: Path, *, anew: bool = False) -> Subject:
+    """What an experiment prunes; from files where it says so, beside its table. anew: no job goes
+    on with what an earlier run left."""
     if not experiment.stream:
         return InMemory(experiment)
-    return InFiles(experiment, file.with_suffix(".pruned"))
+    return InFiles(experiment, file.with_suffix(".pruned"), anew)

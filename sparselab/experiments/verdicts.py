@@ -104,6 +104,14 @@ def _verdict(ahead: int, behind: int) -> str:
     return NOT
 
 
+def _share(holds: Iterable[bool]) -> str:
+    """Of a claim about several things alike, from whether each one holds."""
+    holds = list(holds)
+    if all(holds):
+        return HELD
+    return PARTLY if any(holds) else NOT
+
+
 def _range(values: pd.Series) -> str:
     low, high = significant(values.min(), 2), significant(values.max(), 2)
     return low if low == high else f"{low} to {high}"
@@ -114,6 +122,8 @@ def not_worse(
 ) -> tuple[str, str]:
     """Whether a method is nowhere behind another."""
     found = cells(table[table.pattern.isin(list(patterns))], method, other)
+    if found.empty:
+        return UNTESTED, "no rows"
     behind = found.lower < -DOUBT * found.error
     words = []
     for model, rows in found.groupby(level="model", sort=False):
@@ -121,9 +131,7 @@ def not_worse(
         words.append(
             f"{model}: behind in {here.sum()} of {len(rows)} cells, by {_range(-rows.lower)} nats"
         )
-    if not behind.any():
-        return HELD, "; ".join(words)
-    return (PARTLY if not behind.all() else NOT), "; ".join(words)
+    return _share(~behind), "; ".join(words)
 
 
 # Claims that are no duel
@@ -146,9 +154,9 @@ def _free_half() -> tuple[str, str]:
     table = sweeps()
     rows = table[(table.method == "sparsegpt") & (table.pattern == "0.5")]
     most = rows.groupby("model", sort=False).excess.max()
-    cheap = most < 0.05
-    verdict = HELD if cheap.all() else PARTLY if cheap.any() else NOT
-    return verdict, "; ".join(f"{model}: at most {loss:.2f} nats" for model, loss in most.items())
+    return _share(most < 0.05), "; ".join(
+        f"{model}: at most {loss:.2f} nats" for model, loss in most.items()
+    )
 
 
 def _larger_lose_less() -> tuple[str, str]:
@@ -177,21 +185,19 @@ def _groups_cost() -> tuple[str, str]:
 
 
 def _spread_of(name: str, method: str, default: str) -> tuple[bool, str]:
-    """Whether the best value of an ablation is within doubt of the default, and by how much the
-    worst is behind."""
+    """Whether the worst value of an ablation is near the best, and where the default lies."""
     table = recorded(f"figures/{name}-opt-mini.csv")
     table = table[table.method.str.startswith(method)]
-    by_value = table.groupby("method", sort=False).excess.agg(["mean", "std", "count"])
-    best, worst, ours = by_value["mean"].min(), by_value["mean"].max(), by_value.loc[default]
-    near = ours["mean"] - best < DOUBT * ours["std"] / ours["count"] ** 0.5
-    return near, f"{name}: {best:.3f} to {worst:.3f} nats, the paper's value {ours['mean']:.3f}"
+    means = table.groupby("method", sort=False).excess.mean()
+    best, worst, ours = means.min(), means.max(), means[default]
+    words = f"{name}: {best:.3f} to {worst:.3f} nats, the paper's value {ours:.3f}"
+    return worst < LITTLE * best, words
 
 
 def _damping_and_blocks() -> tuple[str, str]:
     damping = _spread_of("damp", "sparsegpt", "sparsegpt:damp=0.01")
     blocks = _spread_of("block-size", "sparsegpt", "sparsegpt:block=128")
-    near = damping[0] and blocks[0]
-    return PARTLY if near else NOT, f"opt-mini, 70 %; {damping[1]}; {blocks[1]}"
+    return _share([damping[0], blocks[0]]), f"opt-mini, 70 %; {damping[1]}; {blocks[1]}"
 
 
 def _costs(method: str = "global") -> tuple[pd.Series, pd.Series]:
@@ -210,13 +216,13 @@ def _global_memory() -> tuple[str, str]:
 
 
 def _global_accuracy() -> tuple[str, str]:
-    words, ahead = [], 0
+    words, ahead = [], []
     for name, called in (("global", "text's own loss"), ("global:elsa", "dense predictions, ELSA")):
         whole, local = _costs(name)
-        ahead += whole.excess < local.excess
+        ahead.append(whole.excess < local.excess)
         words.append(f"{called} {whole.excess:.3f} nats in {whole.seconds:.0f} s")
     words.append(f"SparseGPT {local.excess:.3f} in {local.seconds:.0f} s")
-    return (NOT, PARTLY, HELD)[ahead], f"opt-mini, 70 %: {'; '.join(words)}"
+    return _share(ahead), f"opt-mini, 70 %: {'; '.join(words)}"
 
 
 def _loop_converges() -> tuple[str, str]:
@@ -231,7 +237,7 @@ def _loop_converges() -> tuple[str, str]:
             f"{model}, block {table.layer.iloc[0]}, {table.pattern.iloc[0]}: the error after"
             f" {by_epoch.index[-1] + 1} epochs is {share:.2f} of that after the first"
         )
-    return HELD if all(falls) else PARTLY if any(falls) else NOT, "; ".join(words)
+    return _share(falls), "; ".join(words)
 
 
 def _penalties() -> tuple[str, str]:
@@ -240,8 +246,7 @@ def _penalties() -> tuple[str, str]:
     means = table.assign(alpha=pairs[0], beta=pairs[1]).groupby(["alpha", "beta"]).excess.mean()
     by_beta = means.groupby("alpha").agg(lambda rows: rows.max() / rows.min()).max()
     by_alpha = means.groupby("beta").agg(lambda rows: rows.max() / rows.min()).max()
-    small = [ratio < LITTLE for ratio in (by_alpha, by_beta)]
-    return HELD if all(small) else PARTLY if any(small) else NOT, (
+    return _share(ratio < LITTLE for ratio in (by_alpha, by_beta)), (
         f"opt-mini, 70 %, as released: the loss changes by up to {by_alpha:.1f} times with alpha,"
         f" by {by_beta:.2f} with beta"
     )
@@ -261,17 +266,15 @@ def _beyond_the_matrix() -> tuple[str, str]:
         alone, aimed = order[method], order[f"{method}:targets=dense-model"]
         better.append(aimed < alone)
         words.append(f"with web text {label_of(method)} {alone:.3f} to {aimed:.3f}")
-    verdict = HELD if all(better) else PARTLY if any(better) else NOT
-    return verdict, f"opt-mini, 70 %, nats: {'; '.join(words)}"
+    return _share(better), f"opt-mini, 70 %, nats: {'; '.join(words)}"
 
 
 def _outliers() -> tuple[str, str]:
     table = recorded("divisions.csv")
     by = table.groupby(["text", "division"], sort=False).excess.first().unstack("division")
-    better = by.owl < by.uniform
     words = [f"{text} {row.uniform:.3f} to {row.owl:.3f}" for text, row in by.iterrows()]
     first = table.iloc[0]
-    return HELD if better.all() else PARTLY if better.any() else NOT, (
+    return _share(by.owl < by.uniform), (
         f"{first.model}, {first.pattern}, {first.method}, nats: {'; '.join(words)}"
     )
 

@@ -59,7 +59,7 @@ def costs_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
 
 def cost(profile: Profile, file: Path, seed: int, pattern: str, method: str) -> list[dict]:
     """One run, measured: rows as in a sweep, with the memory it took above the loaded model."""
-    subject = subject_of(profile, file)
+    subject = subject_of(profile, file, anew=True)
     model, job = subject.model, {"seed": seed, "pattern": pattern, "method": method}
     profile.calibration(model, seed)  # drawn before the measurement begins
     device = find_device(None)

@@ -108,17 +108,15 @@ def draw_finetuning(table: pd.DataFrame) -> tuple[plt.Figure, str]:
 
 
 def sizes_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
-    """Published losses of 50 % zeros by SparseGPT on WikiText-2, by the size of the OPT model."""
+    """Published perplexities of OPT, dense and with 50 % zeros by SparseGPT, by its size."""
     table = papers()
     table = table[(table.metric == "perplexity") & (table.dataset == "wikitext2")]
-    table = table[table.model.str.startswith("facebook/opt-") & (table.paper.str.contains("Spa"))]
-    table = table[(table.layers_pruned != "first half") & table.method.isin(("dense", "sparsegpt"))]
-    table = table[table.pattern.isin(("0", "0.5"))]
+    table = table[table.paper.str.startswith("SparseGPT ") & table.pattern.isin(("0", "0.5"))]
     both = table.pivot_table(index="model", columns="method", values="value", aggfunc="first")
-    both = both.dropna()
-    billions = both.index.str.extract(r"opt-([\d.]+)b", expand=False).astype(float)
-    both = both.assign(billions=billions).dropna().sort_values("billions")
-    return both.reset_index()
+    both = both[["dense", "sparsegpt"]].dropna().reset_index()
+    size = both.model.str.extract(r"opt-([\d.]+)([mb])")
+    billions = size[0].astype(float) * size[1].map({"m": 1e-3, "b": 1})
+    return both.assign(billions=billions).dropna().sort_values("billions", ignore_index=True)
 
 
 def draw_sizes(table: pd.DataFrame) -> tuple[plt.Figure, str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from ...evaluation.tasks import task_file
+from ...evaluation.tasks import TASKS, task_file
 from ...evaluation.zeroshot import answers
 from ...models.loading import revision, tokenizer_of
 from ...viz import label_of
@@ -30,8 +32,8 @@ NAMES = {
 
 
 def zeroshot_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
-    """A row a method and task. `right` says of every item whether the model was right, y or n, in
-    the order of the task's file, so that two methods can be compared item by item."""
+    """A row a method and task, with the verdict on every item, so that two methods can be compared
+    item by item: see `answered`."""
     jobs = [
         {**job, "task": task}
         for job in jobs_of(profile.seeds[:1], [profile.sparsity], profile.answering)
@@ -45,26 +47,40 @@ def zeroshot_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame
             pruned, model = last.pruned(pruning), last.subject.model
             row = profile.row(**pruning, report=pruned.report)
             row["revision"] = revision(model)
-            started, limit = time.perf_counter(), profile.items
-            found = answers(
-                pruned.scored, tokenizer_of(model), task, limit=limit, progress=progress
-            )
-            return [
-                {
-                    **row,
-                    "task": task,
-                    "file": task_file(task).name,
-                    "limit": str(limit),
-                    "items": len(found),
-                    "chance": round((1 / found.loglikelihoods.map(len)).mean(), 6),
-                    "accuracy": round(found.correct.mean(), 6),
-                    "accuracy_stderr": round(found.correct.sem(), 6),
-                    "right": "".join("y" if right else "n" for right in found.correct),
-                    "task_seconds": round(time.perf_counter() - started, 1),
-                }
-            ]
+            asked = {"limit": profile.items, "progress": progress}
+            return [{**row, **answered(pruned.scored, tokenizer_of(model), task, **asked)}]
 
         return profile.resume(file, jobs, make, progress, limit=str(profile.items))
+
+
+def answered(
+    model: nn.Module | Path | str,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    *,
+    limit: int | None,
+    progress: bool = True,
+) -> dict:
+    """The columns of one task: `right` and `right_norm` hold y or n for each item, in the order of
+    the task's file; the second by the sums per character, empty where lm-eval has none."""
+    started = time.perf_counter()
+    found = answers(model, tokenizer, task, limit=limit, progress=progress)
+    return {
+        "task": task,
+        "file": task_file(task).name,
+        "limit": str(limit),
+        "items": len(found),
+        "chance": round((1 / found.loglikelihoods.map(len)).mean(), 6),
+        "accuracy": round(found.correct.mean(), 6),
+        "accuracy_stderr": round(found.correct.sem(), 6),
+        "right": _letters(found.correct),
+        "right_norm": _letters(found.correct_norm) if TASKS[task].norm else "",
+        "task_seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _letters(right: pd.Series) -> str:
+    return "".join("y" if one else "n" for one in right)
 
 
 def draw_zeroshot(table: pd.DataFrame) -> tuple[plt.Figure, str]:
