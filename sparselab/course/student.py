@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nbformat
 
-SOLUTION = re.compile(
-    r"<details>\s*<summary>\s*(?:Solution|Answers?)\b.*?</details>\s*", re.DOTALL | re.IGNORECASE
+SOLUTION = re.compile(  # with the indent before it, or the next line would be part of this one
+    r"[ \t]*<details>\s*<summary>\s*(?:Solution|Answers?)\b.*?</details>\s*",
+    re.DOTALL | re.IGNORECASE,
 )
 
 

@@ -114,6 +114,7 @@ def fisher_weights(
             def work(size: int, portion=portion, start=start) -> tuple[int, dict]:
                 bar.reset(total)
                 bar.update(start)  # what an attempt that ran out of memory had done is done anew
+                source.forget()  # and the blocks that it held are let go
                 return size, _sweep(source, family, portion, size, place, bar)
 
             batch, swept = with_batch_halving(work, batch)

@@ -319,24 +319,26 @@ class StreamedBlocks(BlockReader):
     def _write(self, number: int, tensors: dict[str, Tensor], entry: dict | None = None) -> None:
         """A shard, then the manifest that names it, each complete before it gets its name."""
         file = self.part / self._shard(number)
-        self.manifest["shards"][file.name] = self._save(file, tensors)
+        try:
+            self._save(file, tensors)
+        finally:
+            for litter in self.part.glob(LITTER[0]):  # only this process writes now
+                litter.unlink(missing_ok=True)
+        self.manifest["shards"][file.name] = sha256(file)
         if entry is not None:
             self.manifest["blocks"].append(entry)
         write_json(self.part / MANIFEST, self.manifest)
 
-    def _save(self, file: Path, tensors: dict[str, Tensor]) -> str:
-        """A file of tensors, complete before it gets its name, and its sha256."""
+    def _save(self, file: Path, tensors: dict[str, Tensor]) -> None:
+        """A file of tensors, complete before it gets its name; other processes may write others."""
         unfinished = file.with_suffix(".unfinished")
         whole = {key: value.contiguous() for key, value in tensors.items()}
         try:
             save_file(whole, unfinished, metadata={"format": "pt"})
             make_durable(unfinished)
-            digest = sha256(unfinished)
             unfinished.replace(file)
-            return digest
         finally:
-            for litter in (unfinished, *self.part.glob(LITTER[0])):
-                litter.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"

@@ -23,7 +23,6 @@ from ..runtime.memory import (
     batch_size,
     in_batches,
     naming_memory_errors,
-    retry_smaller,
     return_memory,
     with_batch_halving,
 )
@@ -100,21 +99,15 @@ class ModelInFiles:
         ):
             stream.replay(self.reader.load(layer))
             self.reader.release(layer)
-        results, place, first = [], 0, 0
         with self.reader.head():
-            while place < len(stream.parts):
-                work = partial(self._score_part, stream, score, place, first)
-                results.append(retry_smaller(work, partial(stream.halve, place)))
-                first += len(stream.parts[place].ids)
-                place += 1
-        return results
+            return stream.each(partial(self._score_part, stream, score))
 
-    def _score_part(self, stream: Activations, score: Score, place: int, first: int) -> Result:
+    def _score_part(self, stream: Activations, score: Score, place: int) -> Result:
         """The score of a part whose last hidden states are there: the model runs with them in the
         place of its blocks."""
         part = stream.parts[place]
         with blocks_gave(self.model, self.reader.prefix, part.hidden.to(self.reader.device)):
-            return score(self.model, part.ids, first)
+            return score(self.model, part.ids, sum(stream.batches[:place]))
 
     def _verify(self, texts: Texts) -> None:
         """Once: read what is outside the blocks, and prove that block by block equals the whole

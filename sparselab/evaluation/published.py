@@ -15,6 +15,7 @@ COLUMNS = tuple(
     "paper table_or_figure model method pattern sparsity metric dataset value layers_pruned seqlen"
     " source seen note".split()
 )
+SEEN = {"yes": 0, "quoted": 1, "no": 2}  # how a number was found, the best first
 # What must agree before two perplexities can be compared, with the words for it.
 PROTOCOL = {"model": "model", "layers_pruned": "layers pruned", "seqlen": "tokens in a window"}
 
@@ -62,9 +63,9 @@ def papers(*names: str) -> pd.DataFrame:
         One row a number. Columns: paper, table_or_figure, model (Hub id), method (as in sweeps),
         pattern (n:m counts zeros), sparsity, metric, dataset, value, layers_pruned ('all', 'first
         half', 'none' for dense), seqlen (tokens in an evaluation window), source (a public
-        address), seen ('yes' where this very number was read at that address, 'no' where it could
-        not be opened), note (what else to know of it). The papers' tables are not whole: what is
-        missing is missing, not zero.
+        address), seen ('yes' where this very number was read at that address, 'quoted' where a
+        text that quotes the paper was read there, 'no' where it could not be opened), note (what
+        else to know of it). The papers' tables are not whole: what is missing is missing, not zero.
 
     Raises
     ------
@@ -121,7 +122,7 @@ def gaps(
         published = published[published.model.isin(mine.model)]
     published = published.assign(pattern=published.pattern.map(Pattern.parse).map(str))
     # Several papers print the same number: the one that was looked up stands.
-    published = published.sort_values("seen", ascending=False, kind="stable")
+    published = published.sort_values("seen", key=lambda seen: seen.map(SEEN), kind="stable")
     published = published.drop_duplicates([*PROTOCOL, "method", "pattern", "value"])
     table = mine.merge(published, on=["method", "pattern"], suffixes=("", "_theirs"))
     if table.empty:

@@ -29,9 +29,8 @@ class ADMM(Method):
     penalties, all sparsities and all matrices with the same inputs. The kept weights are refitted
     at the end. The error on the calibration inputs, with `Statistics.damping`, as `fisher` counts
     it, is never worse than that of `initial`, whose solution is returned where it is the better
-    one. Sources: Boza, arXiv
-    2401.02938 (the iteration); Meng et al., ALPS, arXiv 2406.07831 (rising penalties, one
-    decomposition; `sl.ALPS` is as published).
+    one. Sources: Boza, arXiv 2401.02938 (the iteration); Meng et al., ALPS, arXiv 2406.07831
+    (rising penalties, one decomposition; `sl.ALPS` is as published).
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """The feed-forward network as a whole: the sub-problems of SparseLLM."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -109,9 +110,13 @@ class FeedForward:
 
     def parts(self) -> Iterator[slice]:
         """Chunks of tokens."""
-        size = chunk_size(self.x.device, 4 * COPIES * len(self.weight["up"]), CHUNK)
-        for a in range(0, self.filled, size):
-            yield slice(a, min(a + size, self.filled))
+        for a in range(0, self.filled, self.chunk):
+            yield slice(a, min(a + self.chunk, self.filled))
+
+    @cached_property
+    def chunk(self) -> int:
+        """Tokens in a chunk; decided once, for free memory changes while the next block is read."""
+        return chunk_size(self.x.device, 4 * COPIES * len(self.weight["up"]), CHUNK)
 
     def before(self, weights: dict[str, Tensor], part: slice) -> list[Tensor | None]:
         """What the up and the gate matrix make of x, [n, f]; None without a gate."""

@@ -1,10 +1,11 @@
 """A model that is run block by block: what its blocks receive and give, what comes after them, and
 the proof that it is the whole model's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -15,6 +16,8 @@ from ..runtime.memory import OUT_OF_MEMORY, retry_smaller
 from ..runtime.offload import ActivationStore
 from .architecture import blocks_of, model_name, replaced_blocks
 from .hooks import watching
+
+Result = TypeVar("Result")
 
 
 class _Captured(Exception):
@@ -122,12 +125,16 @@ class Activations:
     def replay(self, block: nn.Module, original: nn.Module | None = None) -> None:
         """Move on: the block's outputs take the place of its inputs; the dense stream goes through
         `original`, the block before it was pruned. A part that memory does not hold is halved."""
-        place = 0
-        while place < len(self.parts):
-            retry_smaller(
-                partial(self._advance_part, place, block, original), partial(self.halve, place)
-            )
-            place += 1
+        self.each(lambda place: self._advance_part(place, block, original))
+
+    def each(self, work: Callable[[int], Result]) -> list[Result]:
+        """What `work` makes of every part, by its place. One that memory does not hold is halved
+        where it is, and nothing else is done anew."""
+        found: list[Result] = []
+        while len(found) < len(self.parts):
+            place = len(found)
+            found.append(retry_smaller(partial(work, place), partial(self.halve, place)))
+        return found
 
     def _advance_part(self, place: int, block: nn.Module, original: nn.Module | None) -> None:
         part = self.parts[place]

@@ -84,6 +84,8 @@ def load(
         In one sentence, where a model is missing, gated, out of reach, or of another family.
     """
     device, dtype = find_place(device, dtype)
+    with naming_device_errors(name, device):
+        torch.empty(0, device=device)  # what a driver refuses is not taken for a broken file
     folder, options = locate(str(name))
     config = read_config(name, folder, options)
     if (Path(folder) / PACKED).exists():

@@ -40,7 +40,9 @@ class BlockReader:
         self.own_head = {
             key: like for key, like in self.outside.items() if not key.startswith(needed)
         }
-        self.reader, self.sender = ThreadPoolExecutor(1), Sender(device)
+        with naming_device_errors(name, device):  # the first that the device is asked for
+            self.sender = Sender(device)
+        self.reader = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future] = {}
 
     def read_outside(self) -> None:
@@ -112,6 +114,7 @@ class BlockReader:
     def close(self) -> None:
         """Nothing more is read."""
         self.reader.shutdown(cancel_futures=True)
+        self.ahead = {}
         return_memory()
 
     def _read(self, layer: int) -> Future:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .memory import is_out_of_memory
+
 
 class Later:
     """A scalar on its way from a GPU to the host. `item()` of a tensor waits for all that was
@@ -55,13 +57,15 @@ class Sender:
         """From any thread. Where a GPU has no room yet, they wait in the host's memory."""
         if self.stream is None:
             return Sent(tensors)
+        waiting, there = dict(tensors), {}
         with torch.cuda.stream(self.stream):  # of that GPU, whatever the thread's own is
-            pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
             try:
-                there = {
-                    name: tensor.to(self.stream.device, non_blocking=True)
-                    for name, tensor in pinned.items()
-                }
-            except torch.OutOfMemoryError:
-                return Sent(pinned)
+                for name in waiting:  # one pageable tensor after the other is let go
+                    waiting[name] = waiting[name].pin_memory()
+                for name, tensor in waiting.items():
+                    there[name] = tensor.to(self.stream.device, non_blocking=True)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return Sent(waiting)
             return Sent(there, self.stream.record_event())
