@@ -36,8 +36,8 @@ def two_passes(model, windows) -> float:
     stream, started = CalibrationActivations(model, windows), time.perf_counter()
     blocks = sl.blocks_of(model)
     for block in blocks:
-        for part in stream.parts:
-            part.through(block, part.hidden)
+        for place, part in enumerate(stream.parts):
+            part.through(block, stream.fetch(place)[0])
         if block is not blocks[-1]:
             stream.replay(block)
     return time.perf_counter() - started

@@ -229,6 +229,8 @@ def _change_manifest(content, damage):
         blocks[0].pop("rows")
     elif damage == "batches":
         blocks[0]["batches"] = 6
+    elif damage == "windows":
+        blocks[0]["batches"][0].pop()
     elif damage == "shape":
         blocks[0]["rows"][0].pop("shape")
     elif damage == "field":
@@ -238,7 +240,7 @@ def _change_manifest(content, damage):
 
 
 @pytest.mark.parametrize(
-    "damage", "settings,block null,batch,shards,rows,batches,shape,field,epochs".split(",")
+    "damage", "settings,block null,batch,shards,rows,batches,windows,shape,field,epochs".split(",")
 )
 def test_a_manifest_of_another_form_is_named(folder, windows, tmp_path, monkeypatch, damage):
     break_off(monkeypatch, 3, folder, windows)

@@ -1,6 +1,7 @@
 """What a GPU would wait for, counted on a CPU: stops, launches, memory, transfers; precision."""
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from sparselab import patterns
 from sparselab.engine import loop
 from sparselab.methods import feed_forward, sparsegpt
 from sparselab.models import loading, streaming
+from sparselab.models.blockwise import ActivationBatch, Activations
 from sparselab.numerics import cholesky, statistics
 from sparselab.runtime import memory, offload, transfer
 from sparselab.runtime.transfer import Later
@@ -379,6 +381,10 @@ def streams(monkeypatch):
     """Streams and events of a GPU, which write down what they are asked for, in order."""
     log, cpu = [], torch.device("cpu")
 
+    class Event(str):
+        def synchronize(self):
+            log.append(f"{self} waited for")
+
     class Stream:
         device = cpu
 
@@ -387,7 +393,7 @@ def streams(monkeypatch):
 
         def record_event(self):
             log.append(f"event on {self.name}")
-            return "event"
+            return Event("event")
 
         def wait_event(self, event):
             log.append(f"{self.name} waits for {event}")
@@ -403,7 +409,13 @@ def streams(monkeypatch):
             log.append("copy")
         return to(tensor, *target, **how)
 
-    to = torch.Tensor.to
+    def brings(tensor, source, non_blocking=False):
+        if non_blocking:
+            log.append("copy back")
+        return copy(tensor, source)
+
+    to, copy = torch.Tensor.to, torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", brings)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
@@ -447,6 +459,108 @@ def test_a_streamed_run_by_way_of_a_side_stream_has_the_same_bits(windows, tmp_p
     assert streams.count("main waits for event") == 5  # two of them for the proof
     one, two = weights(tmp_path / "plain"), weights(tmp_path / "sent")
     assert {*one} == {*two} and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@torch.no_grad()
+def test_offloaded_activations_travel_beside_the_products(streams, monkeypatch):
+    """Outputs go to the host, and the next part's inputs to the GPU, on the side stream: while a
+    part is computed, the one after it is on its way. The host waits for what was brought one part
+    before."""
+    windows, block = torch.arange(24).view(3, 8) + 4, TINY["llama"]()
+    store = offload.ActivationStore("cpu", torch.device("cpu"))
+    store.sender = transfer.Sender(GPU)
+    monkeypatch.setattr(store, "_room", torch.empty_like)
+    stream = Activations(block, store)
+    stream.enter(windows.split(1))
+    streams.clear()
+    through = ActivationBatch.through
+    monkeypatch.setattr(
+        ActivationBatch, "through", lambda *a: (streams.append("products"), through(*a))[1]
+    )
+    stream.replay(sl.blocks_of(block)[0])
+    sent = ["to side", "pin", "copy", "event on side", "off side"]
+    there = ["main waits for event", "kept for main"]
+    brought = ["event waited for", "event on main", "side waits for event", "to side", "copy back"]
+    brought += ["event on side", "off side", "kept for side"]
+    middle = [*there, *sent, "products", *brought]
+    assert streams == [*sent, *middle, *middle, *there, "products", *brought]
+
+
+class Lazy(transfer.Sender):
+    """Of a GPU at its slowest: nothing is there before somebody waits for it."""
+
+    def __init__(self):
+        self.queue, self.settled, self.sent, self.bytes = [], 0, 0, 0
+
+    def _drain(self):
+        while self.queue:
+            self.queue.pop(0)()
+
+    def send(self, tensors):
+        there = {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}
+        self.queue += [partial(there[name].copy_, tensor) for name, tensor in tensors.items()]
+        self.sent += 1
+        self.bytes += sum(tensor.nbytes for tensor in tensors.values())
+        return SimpleNamespace(arrived=True, receive=lambda: (self._drain(), there)[1])
+
+    def bring(self, tensor, room):
+        self.queue.append(partial(room.copy_, tensor))
+
+    def settle(self):
+        self.settled += 1
+        self._drain()
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    """All senders of activation stores for offload='cpu', as on a GPU; rooms start as NaN."""
+    senders, begin = [], offload.ActivationStore.__init__
+
+    def as_on_a_gpu(self, place, device):
+        begin(self, place, device)
+        if place == "cpu":
+            self.sender = Lazy()
+            senders.append(self.sender)
+
+    monkeypatch.setattr(offload.ActivationStore, "__init__", as_on_a_gpu)
+    monkeypatch.setattr(
+        offload.ActivationStore, "_room", lambda self, like: torch.full_like(like, torch.nan)
+    )
+    return senders
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["sparsellm", sl.ADMM.guided(), sl.SparseGPT(reconstruct=sl.Reconstruction(epochs=1, batch=2))],
+    ids=["sparsellm", "guided", "tuned"],
+)
+@pytest.mark.parametrize("short", [False, True])
+def test_nothing_is_read_before_it_is_there(method, short, windows, lazy, monkeypatch):
+    """Whatever reads activations waits for them: the same bits, also after memory ran out; the host
+    itself waits only then."""
+    found, forward = [], ActivationBatch.through
+
+    def limited(self, block, hidden):
+        if short and len(hidden) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, block, hidden)
+
+    monkeypatch.setattr(ActivationBatch, "through", limited)
+    for place in ("device", "cpu"):
+        model = TINY["llama"]()
+        call = {"method": method, "sparsity": 0.5, "progress": False, "batch": 3}
+        sl.prune(model, windows, offload=place, **call)
+        found.append(model.state_dict())
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+    assert lazy and all(sender.sent for sender in lazy)
+    assert short or not any(sender.settled for sender in lazy)
+
+
+def test_scores_of_offloaded_activations_are_the_same(windows, lazy, tmp_path):
+    folder, text = stored(tmp_path / "model", TINY["opt"]()), windows.flatten()
+    call = {"seqlen": 16, "progress": False}
+    one, two = (sl.perplexity(folder, text, offload=place, **call) for place in ("device", "cpu"))
+    assert torch.equal(one.losses, two.losses) and lazy[0].sent and not lazy[0].settled
 
 
 def test_a_scalar_that_comes_later_waits_for_itself_alone(monkeypatch):

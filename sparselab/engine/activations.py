@@ -59,7 +59,7 @@ class CalibrationActivations(Activations):
 
     def cut(self, batches: list[int]) -> None:
         """Regroup the windows as an interrupted run had them at this place."""
-        if batches != self.batches and sum(batches) == sum(self.batches):
+        if batches != self.batches:
             self.parts = self.regrouped(self.parts, batches)
 
     def halve_all(self) -> None:
@@ -72,21 +72,25 @@ class CalibrationActivations(Activations):
 
     def gather(self, rows: list[int]) -> ActivationBatch:
         """Some windows, by their numbers, as one part."""
-        ids = self.rows_of([part.ids for part in self.parts], rows)
+        ids = torch.stack(self._rows([part.ids for part in self.parts], rows))
         if len(rows) not in self._calls:  # windows differ in nothing but their tokens
             self._calls[len(rows)] = first_block_call(self.model, ids)[1:]
         hidden = self.rows_of([part.hidden for part in self.parts], rows)
         dense = self.rows_of([part.dense for part in self.parts], rows) if self.dense else None
         return ActivationBatch(ids, hidden, *self._calls[len(rows)], dense)
 
-    def rows_of(self, tensors: list[Tensor], rows: list[int]) -> Tensor:
-        """Some windows of what is held by part."""
+    def rows_of(self, kept: list[Tensor], rows: list[int]) -> Tensor:
+        """Some windows of what is kept by part, on the device."""
+        return torch.stack(self.store.fetch(self._rows(kept, rows)))
+
+    def _rows(self, tensors: list[Tensor], rows: list[int]) -> list[Tensor]:
+        """Some windows of what is held by part, one by one."""
         firsts = [*accumulate(self.batches, initial=0)]
         found = []
         for row in rows:
             place = bisect_right(firsts, row) - 1
             found.append(tensors[place][row - firsts[place]])
-        return torch.stack(found)
+        return found
 
     def collect(
         self,
@@ -105,12 +109,14 @@ class CalibrationActivations(Activations):
 
         def gather() -> dict[str, InputCollector]:
             sinks, first = make(), 0
-            for part in self.parts:
+            for place, part in enumerate(self.parts):
                 last = first + len(part.ids)
                 these = {place: values[first:last] for place, values in weights.items()}
                 seen = [row - first for row in range(first, last) if row not in unseen]
                 if seen:
-                    _gather(block, original, sinks, part, these, seen)
+                    _gather(
+                        block, original, sinks, part, self.fetch(place, bool(original)), these, seen
+                    )
                 first = last
             return {name: sink.finish(prefix + name) for name, (sink, _) in sinks.items()}
 
@@ -134,14 +140,17 @@ def _gather(
     original: nn.Module | None,
     sinks: dict[str, tuple[InputCollector, str | None]],
     part: ActivationBatch,
+    given: tuple[Tensor, Tensor],
     weights: dict[str, Tensor],
     seen: list[int],
 ) -> None:
-    """Hand a part's tokens to the sinks, with the dense model's where `original` is given."""
+    """Hand a part's tokens to the sinks, with the dense model's where `original` is given; `given`:
+    what the block receives, and what it would in the dense model."""
     residuals = [place for _, place in sinks.values() if place]
     places = [*residuals, *sinks]  # the last to run is a sink
-    now = part.inputs(block, part.hidden, places)
-    dense = part.inputs(original, part.dense, places) if original else {}
+    hidden, dense_hidden = given
+    now = part.inputs(block, hidden, places)
+    dense = part.inputs(original, dense_hidden, places) if original else {}
     for name, (sink, residual) in sinks.items():
         if residual is not None and residual not in now:
             raise SparselabError(

@@ -185,16 +185,20 @@ def _sweep(
     for layer in range(count):
         block = source.load(layer)
         inputs.append([part.hidden for part in parts])
-        for part in parts:
-            part.hidden = store.keep(part.through(block, part.hidden))
+        for place, part in enumerate(parts):
+            part.hidden = store.keep(part.through(block, activations.fetch(place)[0]))
         source.release(layer)
         bar.update()
-    slopes = [_slope_at_end(source.model, family, part) for part in parts]
+    slopes = [
+        _slope_at_end(source.model, family, part, activations.fetch(place)[0])
+        for place, part in enumerate(parts)
+    ]
     found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in reversed(range(count)):
         block, prefix = source.load(layer, then=layer - 1), f"{family.blocks}.{layer}."
         for number, part in enumerate(parts):
-            given = inputs[layer][number]
+            mine, *then = ([one] for one in inputs[layer][number : number + 2])
+            (given,) = store.fetch(mine, *then)
             slopes[number], own = _back(block, part, given, slopes[number], family)
             for name, pair in own.items():
                 found[prefix + name].append(pair)
@@ -217,7 +221,7 @@ def _back(
         seen[name] = output
 
     with torch.enable_grad():
-        hidden = hidden.to(slope.device).detach().requires_grad_()
+        hidden = hidden.detach().requires_grad_()
         with watching({name: block.get_submodule(name) for name in names}, after=keep):
             made = part.through(block, hidden)
         wanted = [hidden, *(seen[name] for name in names)]
@@ -229,13 +233,15 @@ def _back(
     return gradient, found
 
 
-def _slope_at_end(model: nn.Module, family: Family, part: ActivationBatch) -> Tensor:
-    """The gradient of the summed loss of a part's windows with respect to the last block's output,
-    window by window: logits are large."""
-    slopes, device = [], next(model.parameters()).device
-    for ids, given in zip(part.ids.split(1), part.hidden.split(1), strict=True):
-        hidden = given.to(device).detach().requires_grad_()
+def _slope_at_end(
+    model: nn.Module, family: Family, part: ActivationBatch, output: Tensor
+) -> Tensor:
+    """The gradient of the summed loss of a part's windows with respect to the last block's output
+    [b, seqlen, width], window by window: logits are large."""
+    slopes = []
+    for ids, given in zip(part.ids.split(1), output.split(1), strict=True):
+        hidden = given.detach().requires_grad_()
         with torch.enable_grad(), blocks_gave(model, family.blocks, hidden):
-            logits = model(ids.to(device), use_cache=False).logits
+            logits = model(ids.to(hidden.device), use_cache=False).logits
             slopes += torch.autograd.grad(token_losses(logits, ids).sum(), hidden)
     return torch.cat(slopes)

@@ -233,8 +233,8 @@ class Tuner:
         """What the unit aims at, by part, where activations wait."""
         dense = self.settings.targets != "dense-block"
         found = []
-        for part in self.activations.parts:
-            hidden = part.dense if dense else part.hidden
+        for place, part in enumerate(self.activations.parts):
+            hidden = self.activations.fetch(place, dense)[dense]
             found.append(self.activations.store.keep(self.unit.output(part, self.original, hidden)))
         return found
 
@@ -243,13 +243,14 @@ class Tuner:
         part = self.activations.gather(rows)
         dense = self.settings.targets == "dense-model"
         made = self.unit.output(part, self.block, part.dense if dense else part.hidden)
-        target = self.activations.rows_of(targets, rows).to(made.device)
+        target = self.activations.rows_of(targets, rows)
         return (made.float() - target.float()).square().mean((1, 2)).sum() / self.scale
 
     @torch.no_grad()
     def _mean_square(self, targets: list[Tensor]) -> float:
         """Of the targets."""
-        squares = [target.float().square().mean((1, 2)).sum() for target in targets]
+        fetch = self.activations.store.fetch
+        squares = [fetch([target])[0].float().square().mean((1, 2)).sum() for target in targets]
         total = sum(torch.stack(squares).tolist())  # asked once: each time stops a GPU
         count = distributed.all_reduce_scalar(sum(map(len, targets)))
         total = distributed.all_reduce_scalar(total) / count

@@ -217,6 +217,9 @@ class StreamedBlocks(BlockReader):
             mine = distributed.rank()
             self.captured = int(found["captured"][mine]) if blocks else None
             self.batches = [[*map(int, block["batches"][mine])] for block in blocks]
+            windows = -(-(report.settings["samples"] - mine) // distributed.size())
+            if any(sum(sizes) != windows for sizes in self.batches):
+                raise ValueError(f"batches of other than {windows} windows")
             rows = [MatrixRow.of(row) for block in blocks for row in block["rows"]]
             epochs = [dict(row) for block in blocks for row in block["epochs"]]
             tuned = [dict(row) for block in blocks for row in block.get("reconstructions", ())]

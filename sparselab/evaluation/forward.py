@@ -105,8 +105,8 @@ class ModelInFiles:
     def _score_part(self, stream: Activations, score: Score, place: int) -> Result:
         """The score of a part whose last hidden states are there: the model runs with them in the
         place of its blocks."""
-        part = stream.parts[place]
-        with blocks_gave(self.model, self.reader.prefix, part.hidden.to(self.reader.device)):
+        part, (hidden, _) = stream.parts[place], stream.fetch(place)
+        with blocks_gave(self.model, self.reader.prefix, hidden):
             return score(self.model, part.ids, sum(stream.batches[:place]))
 
     def _verify(self, texts: Texts) -> None:

@@ -29,7 +29,7 @@ class ActivationBatch:
     """Some windows on their way through the blocks: `hidden` [b, seqlen, width] is what the next
     block receives, with every other argument that the model passes to its blocks; `dense`, where a
     method aims at the dense model, is what it would receive there (the same tensor until a block is
-    pruned)."""
+    pruned). Both may wait in an `ActivationStore`: `Activations.fetch` gives them on the device."""
 
     ids: LongTensor
     hidden: Tensor
@@ -38,15 +38,12 @@ class ActivationBatch:
     dense: Tensor | None = None
 
     def through(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """What a block makes of hidden states, [b, seqlen, width], which may wait on another
-        device."""
-        output = block(hidden.to(next(block.parameters()).device), *self.args, **self.kwargs)
-        return _hidden_of(output)
+        """What a block makes of hidden states, [b, seqlen, width]."""
+        return _hidden_of(block(hidden, *self.args, **self.kwargs))
 
     def inputs(self, block: nn.Module, hidden: Tensor, places: list[str]) -> dict[str, Tensor]:
         """What the modules at some places of the block receive, by name, in the order in which they
         run; '' is the block itself. The block runs no further than the last of them."""
-        hidden = hidden.to(next(block.parameters()).device)
         seen = {"": hidden}
 
         def keep(name, args, kwargs):
@@ -106,8 +103,21 @@ class Activations:
         parts = [self.parts[place]]
         self.parts[place : place + 1] = self.regrouped(parts, [half, count - half])
 
+    def fetch(self, place: int, dense: bool = False) -> tuple[Tensor, Tensor]:
+        """A part's hidden states on the device, and with `dense` the dense model's (else once more
+        the same); those of the next part are sent meanwhile."""
+        mine, *then = (self._waiting(part, dense) for part in self.parts[place : place + 2])
+        hidden, *others = self.store.fetch(mine, *then)
+        return hidden, others[0] if others else hidden
+
+    @staticmethod
+    def _waiting(part: ActivationBatch, dense: bool) -> list[Tensor]:
+        apart = dense and part.dense is not part.hidden
+        return [part.hidden, part.dense] if apart else [part.hidden]
+
     def regrouped(self, parts: list[ActivationBatch], sizes: list[int]) -> list[ActivationBatch]:
         """The same activations in parts of other sizes."""
+        self.store.settle()
         shared = all(part.dense is part.hidden for part in parts)
         new, first = [], 0
         for size in sizes:
@@ -138,9 +148,12 @@ class Activations:
 
     def _advance_part(self, place: int, block: nn.Module, original: nn.Module | None) -> None:
         part = self.parts[place]
-        hidden, shared = part.through(block, part.hidden), part.dense is part.hidden
-        if self.dense and not (shared and original is None):
-            dense = part.through(original or block, part.dense)
+        shared = part.dense is part.hidden
+        apart = self.dense and not (shared and original is None)
+        given, given_dense = self.fetch(place, apart)
+        hidden = part.through(block, given)
+        if apart:
+            dense = part.through(original or block, given_dense)
             part.dense = self.store.keep(dense, None if shared else part.dense)
             shared = False
         part.hidden = self.store.keep(hidden, part.hidden)

@@ -44,7 +44,8 @@ class Checkpoint:
         self.config = read_config(self.name, self.folder, LOCAL)
         self._refuse_what_only_load_reads()
         files = weight_files(self.folder, self.name)
-        self.files = {key: file for file, kinds in files.items() for key in kinds}
+        # Where each tensor is: its file, and its name there.
+        self.files = {key: (file, key) for file, kinds in files.items() for key in kinds}
         self.kinds = [*next(iter(files.values())).values()]  # of numbers, in the first file
         read_model(self.name, self.folder, LOCAL, device_map="meta")  # reads headers, no weight
 
@@ -77,9 +78,9 @@ class Checkpoint:
         """Some checkpoints leave 'model.' out of all names."""
         prefix = family_of(model).blocks.split(".")[0] + "."
         wanted = model.state_dict()
-        for key, file in [*self.files.items()]:
+        for key, place in [*self.files.items()]:
             if prefix + key in wanted:
-                self.files[prefix + key] = file
+                self.files[prefix + key] = place
         other = sorted(key for key in stored_tensors(model) if key not in self.files)
         if other:
             raise SparselabError(
@@ -113,7 +114,7 @@ class Checkpoint:
         """Tells these weights from others under the same name: config.json, and a thousand pieces
         of each file, spread over all its matrices. To read 26 GB whole would take a minute."""
         digest = hashlib.sha256(self.config.to_json_string().encode())
-        for file in sorted({*self.files.values()}):
+        for file in sorted({file for file, _ in self.files.values()}):
             size = file.stat().st_size
             digest.update(f"{file.name} {size}".encode())
             with open(file, "rb") as opened:
@@ -137,12 +138,11 @@ class Checkpoint:
         """
         found: dict[str, Tensor] = {}
         for name, like in names.items():
-            file = self.files[name]
+            file, key = self.files[name]
             try:
                 # Opened anew for each: the pages of a file that were read count as memory until it
                 # is closed, and would be as many as those of the tensors.
                 with safe_open(file, "pt") as opened:
-                    key = name if name in set(opened.keys()) else name.split(".", 1)[1]
                     tensor = opened.get_tensor(key)
                     found[name] = tensor.clone() if stored else tensor.to(like.dtype)
             except SafetensorError as error:

@@ -49,7 +49,6 @@ class BlockReader:
         """Everything but the blocks, and a head of its own, to the device."""
         used = {key: like for key, like in self.outside.items() if key not in self.own_head}
         self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
-        self.model.tie_weights()
         with naming_device_errors(self.checkpoint.name, self.device):
             _move_outside(self.model, self.blocks, self.device)
 

@@ -45,7 +45,8 @@ class Statistics:
         self.tokens, self.sequences, self.every = 0, 0, every
         vector = partial(torch.zeros, width, device=device)
         matrix = partial(torch.zeros, width, width, device=device)
-        self.square = vector() if NORMS in needs or MOMENTS in needs else None
+        squares = (NORMS in needs or MOMENTS in needs) and GRAM not in needs  # else its diagonal
+        self.square = vector() if squares else None
         self.sums, self.between = (vector(), vector()) if MOMENTS in needs else (None, None)
         self.gram = matrix() if GRAM in needs else None
         self.cross = matrix() if CROSS in needs else None
@@ -88,7 +89,7 @@ class Statistics:
         if drift is not None:
             lack = drift.reshape(len(x), -1).T @ x.float()  # [r, c]
             self.drift = lack if self.drift is None else self.drift.add_(lack)
-        if self.square is not None and self.gram is None:  # else it is the diagonal
+        if self.square is not None:
             for part in x.split(chunk_size(x.device, 8 * x.shape[1], 1024)):
                 self.square += part.float().square().sum(dim=0)
         self.tokens += len(x)

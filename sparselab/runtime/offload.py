@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,21 @@ from ..errors import SparselabError
 from . import distributed
 from .files import naming_file_errors
 from .memory import free_bytes
+from .transfer import Sender, Sent
 
 
 class ActivationStore:
     """Where activations wait between two blocks: on the device, in the host's memory, or in a file
-    without a name, which is gone when the process is."""
+    without a name, which is gone when the process is. Between a GPU and the host's memory they
+    travel beside the GPU's work, so that what `keep` gave is read by way of `fetch`, or after
+    `settle`."""
 
     PLACES = ("device", "cpu", "disk")
 
     def __init__(self, place: str, device: torch.device):
         self.place, self.device = place, device
+        self.sender = Sender(device) if place == "cpu" and device.type == "cuda" else None
+        self.ahead: tuple[list[Tensor], Sent | None] = [], None  # what is wanted next, on its way
 
     @classmethod
     def check(cls, offload: str) -> None:
@@ -55,11 +61,40 @@ class ActivationStore:
 
     def keep(self, new: Tensor, old: Tensor | None = None) -> Tensor:
         """Keep a tensor; `old`, kept before and no longer needed, gives its room."""
-        if self.place == "device" or (self.place == "cpu" and self.device.type == "cpu"):
+        if self.sender is None and self.place != "disk":
             return new
         if old is None or old.shape != new.shape or old is new:
             old = self._room(new)
-        return old.copy_(new)
+        if self.sender is None or new.device != self.device:
+            return old.copy_(new)
+        self.sender.bring(new, old)
+        return old
+
+    def fetch(self, kept: list[Tensor], then: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Tensors that were kept, on the device; `then`, those that are wanted next, travel there
+        meanwhile."""
+        if self.sender is None:
+            return [tensor.to(self.device) for tensor in kept]
+        (wanted, sent), self.ahead = self.ahead, ([], None)
+        if sent is None or [*map(id, wanted)] != [*map(id, kept)]:
+            sent = self._send(kept)
+        found = [*sent.receive().values()]
+        if sent.arrived is None:  # the device had no room for them yet
+            self.sender.settle()
+            found = [tensor.to(self.device) for tensor in found]
+        if then:
+            self.ahead = [*then], self._send(then)
+        return found
+
+    def settle(self) -> None:
+        """Wait until all that is kept is where it waits, so that the host can read it, and let go
+        what was on its way to the device."""
+        self.ahead = [], None
+        if self.sender is not None:
+            self.sender.settle()
+
+    def _send(self, kept: Sequence[Tensor]) -> Sent:
+        return self.sender.send({str(place): tensor for place, tensor in enumerate(kept)})
 
     def _room(self, like: Tensor) -> Tensor:
         if self.place == "cpu":

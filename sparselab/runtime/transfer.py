@@ -48,10 +48,12 @@ class Sent:
 
 class Sender:
     """Sends tensors from the host ahead of their use: to a GPU from pinned memory and on a stream
-    of its own, beside the products of the present block. On a CPU they stay what they are."""
+    of its own, beside the products of the present block; and brings others back to the host. On a
+    CPU they stay what they are."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.brought: torch.cuda.Event | None = None  # that the last one is in the host's memory
 
     def send(self, tensors: dict[str, Tensor]) -> Sent:
         """From any thread. Where a GPU has no room yet, they wait in the host's memory."""
@@ -69,3 +71,21 @@ class Sender:
                     raise
                 return Sent(waiting)
             return Sent(there, self.stream.record_event())
+
+    def bring(self, tensor: Tensor, room: Tensor) -> None:
+        """Copy a GPU's tensor, which must not change any more, to `room` of its shape in the host's
+        pinned memory, beside what the GPU does next. What is sent from `room` later waits for it;
+        the host itself reads it after `settle` only. Of two at once the first is waited for: else a
+        host that runs ahead would keep all of them on the GPU."""
+        if self.brought is not None:
+            self.brought.synchronize()
+        self.stream.wait_event(torch.cuda.current_stream(self.stream.device).record_event())
+        with torch.cuda.stream(self.stream):
+            room.copy_(tensor, non_blocking=True)
+            self.brought = self.stream.record_event()
+        tensor.record_stream(self.stream)  # allocated on one stream, used on another
+
+    def settle(self) -> None:
+        """Wait for all that was sent and brought."""
+        if self.stream is not None:
+            self.stream.synchronize()
