@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p tools.nbval_plugin
 
-.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students html clean
+.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -21,8 +21,10 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/python -m sparselab demo
 
+# Your own copies of the lessons, in my_course/: no solutions, no results, and what you changed in them stays.
 lab: setup
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/python -m sparselab students --out my_course
+	$(BIN)/jupyter lab my_course/00_start_here.ipynb
 
 # Two processes of one thread each (OMP_NUM_THREADS=2: two): the tests are many and small, and two cores are what a
 # laptop has. ATEN_CPU_CAPABILITY=default or avx2 plays another processor.
@@ -81,11 +83,12 @@ figures-page: setup
 verdicts: setup
 	$(BIN)/python -m sparselab verdicts --readme README.md --page notebooks/README.md
 
-# The course as web pages; of nbconvert's templates, classic is the one that keeps the pictures' alt texts.
-html: setup
-	$(BIN)/jupyter nbconvert --to html --template classic --output-dir build/html notebooks/*.ipynb
+# The course as a site that needs no network, in build/site/index.html. SITE_REPOSITORY=https://github.com/OWNER/NAME adds
+# buttons that open a lesson on Binder or Colab.
+site: setup
+	$(BIN)/python -m tools.site
 
-# The students' edition of the course: the same notebooks without the folded solutions.
+# The students' edition of the course for a teacher to hand out: the same notebooks without the folded solutions.
 students: setup
 	$(BIN)/python -m sparselab students
 
