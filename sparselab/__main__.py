@@ -498,7 +498,9 @@ def demo(
 
 
 def students(*, out: Path = Path("build/students"), notebooks: Path | None = None) -> None:
-    """Write the students' edition of the notebooks, without solutions.
+    """Write the students' edition of the notebooks, without solutions and results.
+
+    A copy that is there already and was worked in stays as it is.
 
     Parameters
     ----------
@@ -507,7 +509,7 @@ def students(*, out: Path = Path("build/students"), notebooks: Path | None = Non
     notebooks
         Folder of the notebooks. Default: that of the checkout.
     """
-    from .course.student import write_student_edition
+    from .course.student import write_student_editions
     from .runtime.files import of_checkout
 
     folder = notebooks or of_checkout("notebooks", "the students' edition")
@@ -517,8 +519,7 @@ def students(*, out: Path = Path("build/students"), notebooks: Path | None = Non
             f"{folder} holds no notebook. Name the folder of the course with --notebooks."
         )
     _writable(out / files[0].name)
-    for file in files:
-        print(write_student_edition(file, out))
+    print(write_student_editions(files, out))
 
 
 def tables(*, folder: Path = Path("bench"), readme: Path | None = None) -> None:

@@ -1,11 +1,12 @@
 """What the notebooks share: their model, predictions, exercises with checks that name the mistake,
-sliders."""
+a scoreboard, sliders."""
 
 from .claims import claim
 from .costs import costs
 from .exercises.checking import Exercise, check, exercises_of, mine, progress
 from .layers import inputs_of, notebook_model
 from .predictions import predict, reveal, review
+from .scores import score, scoreboard
 from .sliders import explore, explorer
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "progress",
     "reveal",
     "review",
+    "score",
+    "scoreboard",
 ]
