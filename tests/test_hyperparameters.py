@@ -162,6 +162,7 @@ ARGUMENTS = {  # what of BAD each takes
         "offload": [],
         "device": [None],
         "dtype": [None],
+        "memory": [None, 1.5],
         "measure": [True],
         "method": [],
     },

@@ -69,6 +69,31 @@ def test_a_plan_for_a_gpu_that_is_not_here(monkeypatch):
     assert "no such device here" in str(plan) and "min:" not in str(plan)
 
 
+@pytest.mark.parametrize("gigabytes, batch", [(16, 5), (24, 7), (40, 12), (80, 25), (192, 32)])
+def test_a_smaller_card_takes_fewer_windows_at_once(gigabytes, batch):
+    """As many as the engine takes with that much free, and a smaller forward pass; SparseGPT goes
+    on 16 GB."""
+    plan = sl.plan(
+        llama13b(), "sparsegpt", 128, 2048, "cuda", memory=gigabytes * 1e9, measure=False
+    )
+    assert plan.batch == batch and f"{batch} windows at once" in plan.title
+    assert plan.bytes["forward pass"][1] == 2 * batch * 2048 * (8 * 5120 + 4 * 13824)
+    assert plan.free["device"] == gigabytes * 1e9 and "fits" in plan.advice()
+    assert "not" not in plan.advice()
+
+
+def test_a_card_holds_what_is_sent_ahead():
+    """The next block, and where activations wait in the host's memory, two parts of them."""
+    shape, size = Shape.of(llama13b()), 2
+    for method, streams in ((sl.SparseGPT(), 1), (sl.SparseLLM(), 2)):
+        call = shape, method, 128 * 2048, 2048, size
+        there, host = (memory_terms(*call, "cuda", place) for place in ("device", "cpu"))
+        assert there["next block, sent ahead"] == ("device", size * shape.block)
+        assert host["activations, sent ahead"] == ("device", 2 * streams * size * 65536 * 5120)
+        assert host["activations"] == ("host", there["activations"][1])
+        assert not any("sent" in term for term in memory_terms(*call, "cpu", "disk"))
+
+
 def test_seconds_come_from_this_machine():
     plan = sl.plan("opt-mini", "sparsellm", 16, 256, "cpu")
     assert {"forward passes", "solve", "feed-forward sub-problems"} <= {*plan.seconds}

@@ -1,7 +1,9 @@
 """What a run will cost, before anything is loaded: memory by term, minutes by phase."""
 
+import math
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -18,28 +20,41 @@ from ..models.architecture import Family, blocks_of, family_of
 from ..models.checkpoint import config_of, empty_model
 from ..models.loading import find_device
 from ..numerics.statistics import GRAM
-from ..runtime.memory import TOKENS_AT_ONCE, free_bytes
+from ..runtime.memory import fitting_batch, free_bytes
 from ..runtime.offload import ActivationStore
 from .division import ABOVE, BELOW
 
 GIB = 2**30
-RUNTIME = {"cpu": 0.6 * GIB, "cuda": 0.5 * GIB}  # Python and torch themselves, CUDA's context
+# Python, torch and transformers themselves (measured: bench/plan.txt); CUDA's context.
+RUNTIME = {"cpu": 0.45 * GIB, "cuda": 0.5 * GIB}
+COPIES = 4  # of a group's matrices, float32: weights, result, mask and errors, targets
 SHARE = 0.5  # of a large product's speed that a forward pass or a solver reaches
+# What is held in turn: of these the peak has those that are most together.
+TURNS = (
+    ("forward pass", "statistics", "feed-forward variables"),
+    ("solver", "statistics", "feed-forward variables"),
+    ("reconstruction", "reconstruction's targets"),
+    ("gradients", "inputs of all blocks"),
+    ("output head, copied",),
+)
 
 
 @dataclass
 class Plan:
-    """Bytes by term, where the run needs them ('device' or 'host'), seconds by phase, and the bytes
-    that are free in each place that this machine has."""
+    """Bytes by term, where the run needs them ('device' or 'host'), seconds by phase, the bytes
+    that are free in each place that this machine has, and how many windows go through a block at
+    once."""
 
     title: str
     bytes: dict[str, tuple[str, float]]
     seconds: dict[str, float]
     free: dict[str, float]
+    batch: int
 
     def total(self, place: str) -> float:
-        """Bytes that a place must hold at the peak."""
-        return sum(amount for where, amount in self.bytes.values() if where == place)
+        """Bytes that a place must hold at the peak: less than the terms together, of which some
+        take turns."""
+        return peak(self.bytes, place)
 
     def frame(self) -> pd.DataFrame:
         """One row a term."""
@@ -62,7 +77,7 @@ class Plan:
             "feed-forward variables": "fewer samples",
             "forward pass": "batch=1, or a shorter seqlen",
             "reconstruction": "sl.Reconstruction(batch=1), or none",
-            "gradients, beyond the rest": "fisher=False and divide=False, or a shorter seqlen",
+            "gradients": "fisher=False and divide=False, or a shorter seqlen",
         }
         return (
             f"does not fit: the {short[0]} needs {self.total(short[0]) / GIB:.1f} GiB and has "
@@ -93,7 +108,7 @@ class Plan:
 class Shape:
     """The numbers of a model that costs depend on; parameters of one block, of all that is outside
     the blocks, and of the output head among those, where it is one of its own: it is copied from
-    file to file and needs no memory.
+    file to file at the start, and is not there later.
     """
 
     family: Family
@@ -132,6 +147,12 @@ class Shape:
             tuple(groups),
         )
 
+    def batch(self, seqlen: int, device: str, free: float = math.inf) -> int:
+        """Windows that go through a block at once, where a kind of device has so many free bytes.
+        On a CPU few are of use, and they fit wherever the rest does."""
+        sizes = self.width, self.inner, self.vocabulary
+        return fitting_batch(*sizes, seqlen, device, math.inf if device == "cpu" else free)
+
 
 @checked
 def plan(
@@ -143,6 +164,7 @@ def plan(
     *,
     dtype: torch.dtype | None = None,
     offload: str = "device",
+    memory: Annotated[float, "> 0"] | None = None,
     measure: bool = True,
 ) -> Plan:
     """What ``sl.prune(model, ..., out=...)`` will need: bytes by term and seconds by phase.
@@ -165,6 +187,9 @@ def plan(
         Of the weights. Default: what `sl.prune` would take.
     offload : {'device', 'cpu', 'disk'}
         Where the activations wait between two blocks.
+    memory : float, optional
+        Bytes that are free on the device, such as 24e9 for a card that is not here: fewer windows
+        go through a block at once where it has less. Default: what is free there now.
     measure : bool
         Take a second to measure the device's speed; without it, and for 'cuda' on a machine without
         a GPU, the seconds are left out.
@@ -184,19 +209,20 @@ def plan(
     name = (
         getattr(config, "name_or_path", "") if isinstance(model, PretrainedConfig) else str(model)
     )
+    here = device.type == "cpu" or torch.cuda.is_available()
+    free = {"device": memory or free_bytes(device)} if here or memory else {}
+    batch = min(samples, shape.batch(seqlen, device.type, free.get("device", math.inf)))
     title = (
         f"{name or type(config).__name__}: {shape.blocks} blocks,"
         f" {shape.blocks * shape.block + shape.outside} parameters,"
-        f" {str(dtype).removeprefix('torch.')}; {method}; calibration {samples} x {seqlen} tokens;"
-        f" {device}"
+        f" {str(dtype).removeprefix('torch.')}; {method}; calibration {samples} x {seqlen} tokens,"
+        f" {batch} windows at once; {device}"
     )
-    terms = memory_terms(shape, method, tokens, seqlen, size, device.type, offload)
-    here = device.type == "cpu" or torch.cuda.is_available()
+    terms = memory_terms(shape, method, tokens, seqlen, size, device.type, offload, batch)
     seconds = phases(shape, method, tokens, seqlen, device, dtype) if measure and here else {}
-    free = {"device": free_bytes(device)} if here else {}
     if device.type != "cpu":
         free["host"] = free_bytes(torch.device("cpu"))
-    return Plan(title, terms, seconds, free)
+    return Plan(title, terms, seconds, free, batch)
 
 
 def _check_place(device: torch.device, offload: str) -> None:
@@ -210,10 +236,26 @@ def _check_place(device: torch.device, offload: str) -> None:
         )
 
 
+def peak(terms: dict[str, tuple[str, float]], place: str) -> float:
+    """Bytes that a place holds at the peak, of terms such as `memory_terms` gives."""
+    here = {term: amount for term, (where, amount) in terms.items() if where == place}
+    always = sum(amount for term, amount in here.items() if term not in chain(*TURNS))
+    return always + max(sum(here.get(term, 0) for term in turn) for turn in TURNS)
+
+
 def memory_terms(
-    shape: Shape, method: Method, tokens: int, seqlen: int, size: int, device: str, offload: str
+    shape: Shape,
+    method: Method,
+    tokens: int,
+    seqlen: int,
+    size: int,
+    device: str,
+    offload: str,
+    batch: int | None = None,
 ) -> dict[str, tuple[str, float]]:
-    """Bytes by term, and where they lie; size: bytes of a weight."""
+    """Bytes by term, and where they lie; size: bytes of a weight; batch: windows at once, by
+    default as many as are of use."""
+    batch = batch or shape.batch(seqlen, device)
     tuned, host = method.reconstruct, "host" if device == "cuda" else "device"
     aimed, kept = method.aims_at_dense_model, method.needs_dense_block
     widths = [inputs for inputs, _ in shape.groups]
@@ -224,41 +266,48 @@ def memory_terms(
         if gram
         else 4 * sum(widths)
     )
-    largest = max(4 * inputs * outputs for inputs, outputs in shape.groups)
-    batch = max(1, (TOKENS_AT_ONCE if device == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
-    forward = size * min(tokens, batch * seqlen) * (8 * shape.width + 4 * shape.inner)
+    part = size * min(tokens, batch * seqlen)  # of one number a token
+    forward = part * (8 * shape.width + 4 * shape.inner)
     where = {"device": "device", "cpu": host, "disk": "disk"}[offload]
     terms = {
         "Python and torch": ("device", RUNTIME[device]),
         "before the blocks": ("device", size * (shape.outside - shape.head)),
+        "output head, copied": (host, size * shape.head),
         "block" + ", and as it was dense" * kept: ("device", size * shape.block * (1 + kept)),
         "next block, read ahead": (host, size * shape.block),
         "activations": (where, size * tokens * shape.width * (1 + method.follows_dense_model)),
+    }
+    if device == "cuda":
+        terms["next block, sent ahead"] = ("device", size * shape.block)
+        if offload == "cpu":  # the part that is computed, and the one after it
+            ahead = 2 * part * shape.width * (1 + method.follows_dense_model)
+            terms["activations, sent ahead"] = ("device", ahead)
+    terms |= {
         "forward pass": ("device", forward),
         "statistics": ("device", statistics),
-        "solver": ("device", (method.squares * max(squares) if gram else 0) + 4 * largest),
+        "solver": ("device", max(_solver(shape, method, group) for group in shape.groups)),
     }
-    # Beside a pass, a block's graph: about twice its activations for each window.
-    window = size * seqlen * (8 * shape.width + 4 * shape.inner)
+    # A block's graph: about twice its activations, for each window.
+    graph = 2 * size * seqlen * (8 * shape.width + 4 * shape.inner)
     if tuned:  # masters, their gradients, two moments and the best state, float32
-        graph = 2 * window * min(tuned.batch, batch)
-        terms["reconstruction"] = ("device", 5 * 4 * shape.block + max(0, graph - forward))
+        states = 5 * 4 * shape.block
+        terms["reconstruction"] = ("device", states + graph * min(tuned.batch, batch))
         terms["reconstruction's targets"] = (where, size * tokens * shape.width)
-    if method.fisher or method.divide:  # one window's logits, thrice in float32; its graph
-        logits, graph = 12 * seqlen * shape.vocabulary, 2 * window
-        least = size * (shape.block + shape.head) + max(logits, graph)
-        there = ("Python and torch", "before the blocks")  # then as well
-        later = sum(
-            amount
-            for term, (place, amount) in terms.items()
-            if place == "device" and term not in there
-        )
-        terms["gradients, beyond the rest"] = ("device", max(0, least - later))
+    if method.fisher or method.divide:  # one window's logits, four times in float32
+        logits = size * shape.head + 16 * seqlen * shape.vocabulary
+        terms["gradients"] = ("device", max(logits, graph))
         # of a window; more where they fit
         inputs = size * seqlen * shape.width * (shape.blocks + 1)
         terms["inputs of all blocks"] = (where, inputs)
     own = method.ffn_bytes(tokens, shape.width, shape.inner, len(shape.family.ffn), size)
     return terms | {name: ("device", value) for name, value in own.items()}
+
+
+def _solver(shape: Shape, method: Method, group: tuple[int, int]) -> float:
+    """Bytes that a group's matrices take while they are pruned, beside weights and statistics."""
+    inputs, outputs = group
+    squares = method.squares * 4 * inputs**2 if GRAM in method.all_needs else 0
+    return squares + COPIES * 4 * inputs * outputs
 
 
 def phases(
@@ -279,8 +328,9 @@ def phases(
         "Gram matrices": shape.blocks * grams * gram / exact,
         "solve": shape.blocks * solve / exact,
     }
-    if method.fisher or method.divide:  # forward, forward again with its graph, and back
-        seconds["fisher"] = 4 * forward
+    if method.fisher or method.divide:  # forward, forward again with its graph, and back; the head
+        head = 3 * 2 * tokens * shape.width * shape.vocabulary / speed
+        seconds["fisher"] = 4 * forward + head
     if method.divide:
         once = sum(
             len(BELOW + ABOVE) * 3 * outputs * inputs**2 + 2 * inputs**3

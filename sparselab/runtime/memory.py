@@ -52,13 +52,18 @@ def batch_size(model: nn.Module, seqlen: int) -> int:
     """Windows at once: a quarter of free memory filled with the widest activations, and no more
     than is useful."""
     device, config = next(model.parameters()).device, model.config
-    width = max(
-        8 * config.hidden_size
-        + 4 * getattr(config, "intermediate_size", getattr(config, "ffn_dim", 0)),
-        2 * config.vocab_size,
-    )
-    useful = max(1, (TOKENS_AT_ONCE if device.type == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
-    return max(1, min(useful, free_bytes(device) // 4 // (4 * width * seqlen)))
+    inner = getattr(config, "intermediate_size", getattr(config, "ffn_dim", 0))
+    sizes = config.hidden_size, inner, config.vocab_size
+    return fitting_batch(*sizes, seqlen, device.type, free_bytes(device))
+
+
+def fitting_batch(
+    width: int, inner: int, vocabulary: int, seqlen: int, device: str, free: float
+) -> int:
+    """Windows at once in a model of such sizes on a kind of device with so many free bytes."""
+    widest = max(8 * width + 4 * inner, 2 * vocabulary)
+    useful = max(1, (TOKENS_AT_ONCE if device == "cpu" else 16 * TOKENS_AT_ONCE) // seqlen)
+    return int(max(1, min(useful, free // 4 // (4 * widest * seqlen))))
 
 
 def chunk_size(device: torch.device, each: int, in_cache: int) -> int:
