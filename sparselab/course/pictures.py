@@ -74,3 +74,55 @@ def errors_by_block(
         left.set(ylim=(0, None), title="errors of the matrices, block by block")
         viz.histogram(right, weights, title=f"weights that are not zero: {name}")
     return figure
+
+
+# 03 Wanda
+
+
+def errors_over_best(ratios: dict[str, Tensor]) -> Figure:
+    """03: the error of each row's mask over the smallest possible one, sorted for each method."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6.5, 2.9))
+        sorted_rows = {method: ratio.sort().values.tolist() for method, ratio in ratios.items()}
+        labels = {"xlabel": "rows, each method's best first", "ylabel": "$E$ / smallest possible"}
+        viz.lines(axis, sorted_rows, **labels)
+        for line in axis.lines:
+            line.set_markevery(20)
+        axis.set(ylim=(0, None), title="Error of the mask, compared with the best of all")
+    return figure
+
+
+def diagonal_and_truth(diagonal: Tensor, truth: Tensor) -> Figure:
+    """03: what the diagonal says of each row's error, and what the error is."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(4.6, 3.6))
+        axis.loglog(diagonal, truth, ".", color=viz.STYLES["wanda"][0], alpha=0.5, label="one row")
+        ends = [diagonal.min(), diagonal.max()]
+        axis.loglog(ends, ends, color="black", linestyle=":", label="equal")
+        axis.set(xlabel="first sum of equation (1)", ylabel="true error of the row")
+        axis.set_title("Most rows cost more than their diagonal")
+        axis.legend()
+    return figure
+
+
+def rows_and_relu(zeros: Tensor, silent: Tensor, errors: dict[str, tuple[float, float]]) -> Figure:
+    """03: the zeros (%) of each row where scores are compared by matrix, outputs that never fire
+    apart; and by scope the relative errors before and after the ReLU."""
+    colour, look = viz.STYLES["wanda"][0], {"bins": 25, "range": (0, 100), "stacked": True}
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=[1.5, 1])
+        groups = {"output never fires": zeros[silent], "output fires": zeros[~silent]}
+        values = [group.tolist() for group in groups.values()]
+        left.hist(values, color=["#bbbbbb", colour], label=[*groups], **look)
+        left.axvline(70, color="black", linestyle=":", label="by row: 70 % in each")
+        left.set(xlabel="zeros in the row (%)", ylabel="number of rows")
+        left.set_title("Compared by matrix: zeros of each row")
+        left.legend()
+        for place, (scope, pair) in enumerate(errors.items()):
+            fill = colour if place == 0 else "white"
+            at = [side + 0.36 * (place - 0.5) for side in (0, 1)]
+            right.bar(at, pair, width=0.34, color=fill, edgecolor=colour, label=scope)
+        right.set(xticks=[0, 1], xticklabels=["before the ReLU", "after it"])
+        right.set(ylabel="relative error", title="Error of the layer")
+        right.legend()
+    return figure

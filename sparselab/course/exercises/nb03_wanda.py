@@ -3,8 +3,10 @@
 import math
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from ... import viz
 from .checking import Exercise, mistakes
 
 
@@ -18,46 +20,60 @@ def _without_lowest(scores: Tensor, zeros: int, dim: int = 1) -> Tensor:
     return torch.ones_like(scores, dtype=torch.bool).scatter(dim, pruned, False)
 
 
+def _as_scores(mine: Tensor, expected: Tensor) -> Figure:
+    return viz.beside(mine, expected, "the scores")
+
+
+def _as_mask(mine: Tensor, expected: Tensor) -> Figure:
+    return viz.beside(mine, expected, "the mask, 1 = kept")
+
+
 # 03.1: the score
 def wanda_score(weight, x):
-    """|W_ij| ||X_j||_2, from weights [r, c] and inputs [tokens, c]."""
-    return weight.abs() * x.square().sum(0).sqrt()
+    """|W_ij| ||x_j||_2, from weights [r, c] and inputs [c, N]."""
+    return weight.abs() * x.square().sum(1).sqrt()
 
 
 def _square_case(seed: int, r: int, c: int) -> tuple[Tensor, Tensor]:
-    """As many tokens as inputs, so that the wrong axis gives a number and not an error; loudness
-    differs by input."""
+    """As many tokens as inputs, so that the wrong axis gives a number and not an error; the norms
+    differ by input."""
     draw = _draw(seed)
     weight, x = torch.randn(r, c, generator=draw), torch.randn(c, c, generator=draw) + 0.3
-    return weight, x * torch.linspace(0.5, 4, c)
+    return weight, x * torch.linspace(0.5, 4, c)[:, None]
 
 
 def _squared_norms(weight, x):
     """The square root is missing: the score is |w| times the norm, not times its square. Without
-    the root loud inputs count twice."""
-    return weight.abs() * x.square().sum(0)
+    the root, inputs with a large norm count twice."""
+    return weight.abs() * x.square().sum(1)
 
 
 def _norm_of_tokens(weight, x):
     """The norm runs over the wrong axis: each input has one norm, over all tokens. Here x is
-    [tokens, inputs]."""
-    return weight.abs() * x.square().sum(1).sqrt()
+    [c, N], a row for each input."""
+    return weight.abs() * x.square().sum(0).sqrt()
 
 
 def _signed_weight(weight, x):
     """A negative weight matters as much as a positive one: take the absolute value."""
-    return weight * x.square().sum(0).sqrt()
+    return weight * x.square().sum(1).sqrt()
 
 
 def _mean_input(weight, x):
     """That is the mean input: positive and negative inputs cancel, though each of them makes an
     output."""
-    return weight.abs() * x.mean(0).abs()
+    return weight.abs() * x.mean(1).abs()
 
 
 def _one_norms(weight, x):
     """You summed absolute values, the 1-norm. Equation (2) has squares, so it is the 2-norm."""
-    return weight.abs() * x.abs().sum(0)
+    return weight.abs() * x.abs().sum(1)
+
+
+def _one_norm_for_all(weight, x):
+    """You took one norm of the whole X. A factor that all weights share changes no order: this is
+    magnitude. Each input needs its own norm."""
+    return weight.abs() * x.norm()
 
 
 # 03.2: the mask
@@ -103,10 +119,6 @@ def _rounded_up(scores, sparsity):
     return wanda_mask(scores, math.ceil(sparsity * scores.shape[1] - 1e-6) / scores.shape[1])
 
 
-def _scores(seed: int, r: int, c: int, sparsity: float) -> tuple[Tensor, float]:
-    return torch.rand(r, c, generator=_draw(seed)) * torch.linspace(1, 3, r)[:, None], sparsity
-
-
 def _inverted(scores, sparsity):
     """Your mask is inverted: True means kept, and the lowest scores go."""
     return ~wanda_mask(scores, sparsity)
@@ -117,72 +129,11 @@ def _highest_go(scores, sparsity):
     return wanda_mask(-scores, sparsity)
 
 
-# 03.3: running norms in half precision
-def running_norms(batches):
-    """The norm of every input, [c], by sequence, from batches [k, tokens, c] in float16."""
-    square, seen = 0, 0
-    for batch in batches:
-        new = len(batch)
-        square = square * seen / (seen + new) + batch.float().square().sum((0, 1)) / (seen + new)
-        seen += new
-    return square.sqrt()
+def _scores(seed: int, r: int, c: int, sparsity: float) -> tuple[Tensor, float]:
+    return torch.rand(r, c, generator=_draw(seed)) * torch.linspace(1, 3, r)[:, None], sparsity
 
 
-def _norms_at_once(batches):
-    x = torch.cat(batches).double()
-    return (x.square().sum((0, 1)) / len(x)).sqrt().float()
-
-
-def _half_squares(batches):
-    """The loud input became infinite: its square is beyond 65504, the largest float16. Convert to
-    float32 before you square."""
-    square, seen = 0, 0
-    for batch in batches:
-        new = len(batch)
-        square = square * seen / (seen + new) + batch.square().sum((0, 1)).float() / (seen + new)
-        seen += new
-    return square.sqrt()
-
-
-def _mean_of_norms(batches):
-    """You added up norms. Norms do not add; squares do. Sum the squares over all batches and take
-    one root at the end."""
-    total = sum(batch.float().flatten(0, 1).norm(dim=0) for batch in batches)
-    return total / sum(map(len, batches))
-
-
-def _without_root(batches):
-    """The root at the end is missing: these are squares."""
-    return running_norms(batches).square()
-
-
-def _old_not_rescaled(batches):
-    """The old mean keeps its full weight when a batch is added. Scale it by seen / (seen + new)
-    first."""
-    square, seen = 0, 0
-    for batch in batches:
-        seen += len(batch)
-        square = square + batch.float().square().sum((0, 1)) / seen
-    return square.sqrt()
-
-
-def _per_token(batches):
-    """You divided by the number of tokens. The published code divides by the number of sequences;
-    the mask is the same, the number is not."""
-    return running_norms(batches) / batches[0].shape[1] ** 0.5
-
-
-def _loud_batches(seed: int, sizes: tuple[int, ...], c: int) -> tuple[list[Tensor]]:
-    """float16, and the last input so loud that its square is beyond float16."""
-    scale, batches = torch.ones(c), []
-    scale[-1] = 400
-    for size in sizes:
-        x = torch.randn(size, 6, c, generator=_draw(seed + size))
-        batches.append((x * scale).half())
-    return (batches,)
-
-
-# 03.4: groups
+# 03.3: groups
 def nm_mask(scores, n, m):
     """A mask [r, c] with n zeros in every m consecutive inputs of a row."""
     groups = scores.reshape(len(scores), -1, m)
@@ -208,6 +159,12 @@ def _strided(scores, n, m):
     return _without_lowest(groups, n).reshape(scores.shape)
 
 
+def _no_groups(scores, n, m):
+    """You compared within the whole row: the share of zeros is right, but some groups have more
+    than n zeros and others fewer."""
+    return wanda_mask(scores, n / m)
+
+
 def _n_kept(scores, n, m):
     """You kept n of m. Here n counts the zeros, as in the papers; NVIDIA's N:M counts what stays,
     and 2:4 hides the difference."""
@@ -224,33 +181,92 @@ def _groups_inverted(scores, n, m):
     return ~nm_mask(scores, n, m)
 
 
+# 03.4: the norms of inputs in half precision
+def input_norms(batches):
+    """The norm of every input over all tokens, [c], from batches [..., tokens, c] in float16."""
+    squares = 0
+    for batch in batches:
+        squares = squares + batch.flatten(0, -2).float().square().sum(0)
+    return squares.sqrt()
+
+
+def _norms_at_once(batches):
+    x = torch.cat([batch.flatten(0, -2) for batch in batches])
+    return x.double().norm(dim=0).float()
+
+
+def _half_squares(batches):
+    """The outlier channel's norm is infinite: its squares are beyond 65504, the largest float16.
+    Convert each batch to float32 before you square it."""
+    squares = 0
+    for batch in batches:
+        squares = squares + batch.flatten(0, -2).square().sum(0).float()
+    return squares.sqrt()
+
+
+def _sum_of_norms(batches):
+    """You added up norms. Norms do not add; squares do. Sum the squares over all batches and take
+    one root at the end."""
+    return sum(batch.flatten(0, -2).float().norm(dim=0) for batch in batches)
+
+
+def _without_root(batches):
+    """The root at the end is missing: these are squares."""
+    return input_norms(batches).square()
+
+
+def _last_batch(batches):
+    """Only the last batch is left: add each batch's squares to those before it."""
+    return input_norms(batches[-1:])
+
+
+def _per_token(batches):
+    """You divided by the number of tokens. That changes no mask, but the norm is asked for: the
+    root of the sum."""
+    return input_norms(batches) / sum(len(batch.flatten(0, -2)) for batch in batches) ** 0.5
+
+
+def _outlier_batches(seed: int, sizes: tuple[int, ...], c: int) -> tuple[list[Tensor]]:
+    """float16, and the last input so large that its square is beyond float16."""
+    scale, batches = torch.ones(c), []
+    scale[-1] = 400
+    for size in sizes:
+        x = torch.randn(size, 6, c, generator=_draw(seed + size))
+        batches.append((x * scale).half())
+    return (batches,)
+
+
+def _as_norms(mine: Tensor, expected: Tensor) -> Figure:
+    return viz.beside(mine, expected, "the norms of the inputs")
+
+
 # 03.5: centred inputs
 def centred_prune(weight, x, zeros):
     """Wanda on centred inputs: the mask [r, c], and what is added to the bias [r]."""
-    mean = x.mean(0)
-    mask = _without_lowest(wanda_score(weight, x - mean), zeros)
+    mean = x.mean(1)
+    mask = _without_lowest(wanda_score(weight, x - mean[:, None]), zeros)
     return mask, (weight * ~mask) @ mean
 
 
 def _centred_by_variance(weight, x, zeros):
-    scores = weight.square() * x.double().var(0)
+    scores = weight.square() * x.double().var(1)
     lowest = scores.topk(zeros, largest=False).indices
     mask = torch.ones_like(weight, dtype=torch.bool).scatter(1, lowest, False)
-    return mask, weight.masked_fill(mask, 0) @ x.mean(0)
+    return mask, weight.masked_fill(mask, 0) @ x.mean(1)
 
 
 def _not_centred(weight, x, zeros):
     """The mask is Wanda's own: the score must use the inputs after their mean is taken away,
     because the bias takes care of the mean."""
     mask = _without_lowest(wanda_score(weight, x), zeros)
-    return mask, (weight * ~mask) @ x.mean(0)
+    return mask, (weight * ~mask) @ x.mean(1)
 
 
 def _shift_of_the_kept(weight, x, zeros):
     """You computed the mean output of the kept weights. The bias must replace what the pruned ones
     gave."""
     mask, _ = centred_prune(weight, x, zeros)
-    return mask, (weight * mask) @ x.mean(0)
+    return mask, (weight * mask) @ x.mean(1)
 
 
 def _shift_negative(weight, x, zeros):
@@ -263,31 +279,49 @@ def _shift_of_sums(weight, x, zeros):
     """You used the sum over the tokens; the bias is added once for each token, so it needs the
     mean."""
     mask, shift = centred_prune(weight, x, zeros)
-    return mask, shift * len(x)
+    return mask, shift * x.shape[1]
 
 
 def _mean_over_inputs(weight, x, zeros):
     """You subtracted the mean over the inputs of a token. Each input has its own mean, over the
-    tokens: dim=0."""
-    mask = _without_lowest(wanda_score(weight, x - x.mean(1, keepdim=True)), zeros)
-    return mask, (weight * ~mask) @ x.mean(0)
+    tokens: dim=1."""
+    mask = _without_lowest(wanda_score(weight, x - x.mean(0)), zeros)
+    return mask, (weight * ~mask) @ x.mean(1)
 
 
 def _shifted(seed: int, r: int, c: int, zeros: int) -> tuple[Tensor, Tensor, int]:
-    """Inputs with different means and spreads; the loudest has a large mean and hardly varies."""
+    """Inputs with different means and spreads; the one with the largest norm has a large mean and
+    hardly varies."""
     draw = _draw(seed)
-    weight, x = torch.randn(r, c, generator=draw), torch.randn(20, c, generator=draw)
-    return weight, x * torch.linspace(0.2, 2, c) + torch.linspace(3, -1, c), zeros
+    weight, x = torch.randn(r, c, generator=draw), torch.randn(c, 20, generator=draw)
+    spread, mean = torch.linspace(0.2, 2, c), torch.linspace(3, -1, c)
+    return weight, x * spread[:, None] + mean[:, None], zeros
+
+
+def _as_mask_and_shift(mine: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> Figure:
+    """The mask where it differs, else the shift."""
+    if torch.equal(mine[0], expected[0]):
+        return viz.beside(mine[1], expected[1], "what is added to the bias")
+    return _as_mask(mine[0], expected[0])
 
 
 EXERCISES = {
     "03.1": Exercise(
         wanda_score,
         (_square_case(1, 3, 5), _square_case(2, 4, 6)),
-        mistakes(_squared_norms, _norm_of_tokens, _signed_weight, _mean_input, _one_norms),
-        right=(lambda weight, x: weight.abs() * x.norm(dim=0),),
+        mistakes(
+            _squared_norms,
+            _norm_of_tokens,
+            _signed_weight,
+            _mean_input,
+            _one_norms,
+            _one_norm_for_all,
+        ),
+        right=(lambda weight, x: weight.abs() * x.norm(dim=1),),
         kind="warm-up",
-        minutes=5,
+        minutes=3,
+        draw=_as_scores,
+        quiet=True,
     ),
     "03.2": Exercise(
         wanda_mask,
@@ -296,28 +330,35 @@ EXERCISES = {
             _over_all, _over_columns, _inverted, _one_too_many, _all_gone, _rounded_up, _highest_go
         ),
         right=(_mask_by_threshold,),
-        kind="find-the-bug",
-        minutes=5,
+        minutes=6,
+        draw=_as_mask,
+        quiet=True,
     ),
     "03.3": Exercise(
-        running_norms,
-        (_loud_batches(6, (2, 3, 1), 4), _loud_batches(7, (1, 2), 3)),
-        mistakes(_half_squares, _mean_of_norms, _without_root, _old_not_rescaled, _per_token),
-        right=(_norms_at_once,),
-        kind="find-the-bug",
-        minutes=10,
-        rtol=1e-3,
-    ),
-    "03.4": Exercise(
         nm_mask,
         (
             (torch.rand(4, 8, generator=_draw(8)), 2, 4),
             (torch.rand(8, 8, generator=_draw(9)), 3, 4),
             (torch.rand(8, 16, generator=_draw(10)), 4, 8),
         ),
-        mistakes(_along_outputs, _strided, _n_kept, _highest_of_groups, _groups_inverted),
+        mistakes(
+            _along_outputs, _strided, _no_groups, _n_kept, _highest_of_groups, _groups_inverted
+        ),
         right=(_nm_by_loop,),
-        minutes=10,
+        minutes=6,
+        draw=_as_mask,
+        quiet=True,
+    ),
+    "03.4": Exercise(
+        input_norms,
+        (_outlier_batches(6, (2, 3, 1), 4), _outlier_batches(7, (1, 2), 3)),
+        mistakes(_half_squares, _sum_of_norms, _without_root, _last_batch, _per_token),
+        right=(_norms_at_once,),
+        kind="find-the-bug",
+        minutes=4,
+        rtol=1e-3,
+        draw=_as_norms,
+        quiet=True,
     ),
     "03.5": Exercise(
         centred_prune,
@@ -327,6 +368,8 @@ EXERCISES = {
         ),
         right=(_centred_by_variance,),
         kind="stretch",
-        minutes=15,
+        minutes=12,
+        draw=_as_mask_and_shift,
+        quiet=True,
     ),
 }
