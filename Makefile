@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p tools.nbval_plugin
 
-.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site clean
+.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site slides class clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -87,6 +87,14 @@ verdicts: setup
 # buttons that open a lesson on Binder or Colab.
 site: setup
 	$(BIN)/python -m tools.site
+
+# A deck of slides for each lesson, in build/slides/index.html.
+slides: setup
+	$(BIN)/python -m tools.slides
+
+# The exercises as assignments for Otter-Grader, in build/class: students' and teacher's editions, and what grades them.
+class: setup
+	$(BIN)/python -m tools.classroom
 
 # The students' edition of the course for a teacher to hand out: the same notebooks without the folded solutions.
 students: setup

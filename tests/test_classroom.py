@@ -1,0 +1,97 @@
+"""A class hands in the homework of lesson 02, and it is graded."""
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from sparselab.course.exercises.checking import exercises_of, must_be_right
+from tools import classroom
+
+pytest.importorskip("otter")
+MISTAKES = {  # exercise: what a student wrote, and a part of the sentence that names the mistake
+    "02.1": (
+        "def output_error(weight, pruned, gram):\n"
+        "    return ((weight - pruned) ** 2 * gram.diag()).sum()",
+        "diagonal of G alone",
+    ),
+    "02.2": (
+        "def best_mask(row, gram, zeros):\n"
+        "    mask = torch.ones(len(row), dtype=torch.bool)\n"
+        "    mask[row.abs().argsort()[:zeros]] = False\n"
+        "    return mask",
+        "that is magnitude",
+    ),
+    "02.4": ("def mean_gram(batches):\n    pass", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    (lesson,) = (ROOT / "notebooks").glob("02_*.ipynb")
+    return classroom.assignment(lesson, tmp_path_factory.mktemp("class"))
+
+
+def with_answer(folder, key, code):
+    """The solved edition with another answer to one exercise."""
+    (file,) = (folder / "instructor").glob("*.ipynb")
+    notebook = nbformat.read(file, as_version=4)
+    question = f'grader.check("{classroom._question(key)}")'
+    place = next(i for i, cell in enumerate(notebook.cells) if cell.source == question)
+    notebook.cells[place - 1].source = code
+    return notebook
+
+
+def test_a_class_of_five(folder, tmp_path):
+    (solved,) = (folder / "instructor").glob("*.ipynb")
+    (empty,) = (folder / "student").glob("*.ipynb")
+    files = [tmp_path / f"{name}.ipynb" for name in ("ada", "ben", "cem", "dana", "eva")]
+    files[0].write_bytes(solved.read_bytes())
+    files[-1].write_bytes(empty.read_bytes())
+    for file, (key, (code, _)) in zip(files[1:4], MISTAKES.items(), strict=True):
+        nbformat.write(with_answer(folder, key, code), file)
+    marks = classroom.graded(folder, files)
+    exercises = exercises_of("02")
+    full = sum(exercise.minutes for exercise in exercises.values())
+    assert [*marks.index] == ["ada", "ben", "cem", "dana", "eva"]
+    assert marks.total["ada"] == full and marks.mistakes["ada"] == ""
+    assert marks.total["eva"] == 0 and marks.mistakes["eva"].count("nothing was written") == len(
+        exercises
+    )
+    for student, (key, (_, sentence)) in zip(("ben", "cem", "dana"), MISTAKES.items(), strict=True):
+        question = classroom._question(key)
+        assert marks[question][student] == 0 and sentence in marks.mistakes[student]
+        assert marks.total[student] == full - exercises[key].minutes
+
+
+def test_students_get_no_solution_and_no_hidden_test(folder):
+    (file,) = (folder / "student").glob("*.ipynb")
+    text = file.read_text(encoding="utf8")
+    assert "Solution" not in text and "course.check" not in text and "grader.check" in text
+    shown = [test.read_text() for test in (folder / "student" / "tests").glob("*.py")]
+    assert len(shown) == len(exercises_of("02")) and not any("hidden=True" in t for t in shown)
+    assert any("hidden=True" in test.read_text() for test in (folder / "tests").glob("*.py"))
+
+
+LESSONS = [lesson.stem for lesson in classroom.lessons()]
+KEYS = [key for lesson in LESSONS for key in exercises_of(lesson[:2])]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_hidden_tests_know_right_from_wrong(key):
+    exercise = exercises_of(key[:2])[key]
+    if not exercise.has_other_numbers:
+        pytest.skip("its cases hold no real numbers, or need a model")
+    other = exercise.with_other_numbers()
+    for answer in (exercise.reference, *exercise.right):
+        assert other.verdict(answer)[0] == "right"
+    must_be_right(key, exercise.reference, other_numbers=True)
+    known = exercise.outputs(exercise.reference)
+    by_heart = iter(known)
+    assert other.verdict(lambda *case: next(by_heart))[0] == "wrong"
+
+
+def test_every_lessons_exercises_have_a_stub():
+    for lesson in classroom.lessons():
+        notebook = nbformat.read(lesson, as_version=4)
+        keys = [found["key"] for _, found in classroom.stubs(notebook)]
+        assert sorted(keys) == sorted(exercises_of(lesson.stem[:2])), lesson.stem

@@ -1,0 +1,217 @@
+"""The exercises as assignments that Otter-Grader grades: python -m tools.classroom [--out FOLDER]
+
+For each lesson with exercises a folder with three editions from the one source, the lesson:
+student/ (stubs, and the public tests), instructor/ (solved) and autograder.zip (all tests; for
+`grade`, for Gradescope, and for `otter grade`, which Canvas takes its marks from).
+
+    python -m tools.classroom grade LESSON SUBMISSION.ipynb ... [--out FOLDER] [--table marks.csv]
+
+grades the answers of a class: a row for each submission, a column for each exercise, and which
+mistakes were made.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from cyclopts import App
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from otter.api import grade_submission
+from otter.generate import main as generate
+
+from sparselab.course.exercises.checking import exercises_of
+from sparselab.course.student import SOLUTION
+from sparselab.errors import SparselabError
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "build" / "class"
+STUB = re.compile(r"^(?P<name>\w+) = course\.check\(\"(?P<key>[\d.]+)\", [^\n]*$", re.MULTILINE)
+SOLVED = re.compile(r"<summary>\s*Solution.*?```python\n(.*?)```", re.DOTALL | re.IGNORECASE)
+HIDDEN_SHARE = 1 / 3  # of an exercise's points, for the test with other numbers
+
+IMPORTS = """import itertools
+import math
+
+import otter
+import torch
+from torch import nn
+
+import sparselab as sl
+
+grader = otter.Notebook()"""
+
+INTRODUCTION = """# Homework of lesson {title}
+
+The exercises of the lesson, with the same tests. Write your code in place of the `...`, and run
+the cell below it: it says whether the answer is right, or which mistake it makes. Hand in this
+notebook.
+
+*Points*: {points}. A third of them is for a test that you do not see, which tries other numbers."""
+
+TEST = '''"""Written by tools/classroom.py."""
+
+from otter.test_files import test_case
+
+from sparselab.course.exercises.checking import must_be_right
+
+OK_FORMAT = False
+
+name = "{question}"
+points = {points}
+
+
+@test_case(points={public})
+def test_the_cases_of_the_lesson({name}):
+    must_be_right("{key}", {name})
+'''
+
+HIDDEN_TEST = """
+
+@test_case(points={hidden}, hidden=True)
+def test_other_numbers({name}):
+    must_be_right("{key}", {name}, other_numbers=True)
+"""
+
+app = App(help=__doc__.split("\n")[0])
+
+
+@app.default
+def build(*, out: Path = OUT) -> None:
+    """Write the editions of all lessons."""
+    made = [assignment(lesson, out) for lesson in lessons()]
+    print(f"{len(made)} assignments in {out}: {', '.join(folder.name[:2] for folder in made)}.")
+
+
+@app.command
+def grade(lesson: str, submissions: list[Path], *, out: Path = OUT, table: Path | None = None):
+    """Grade submissions of one lesson, such as 02."""
+    marks = graded(_folder(lesson, out), submissions)
+    if table:
+        marks.to_csv(table)
+    print(marks.to_string())
+    return marks
+
+
+def lessons() -> list[Path]:
+    """The lessons that have exercises."""
+    files = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return [file for file in files if stubs(nbformat.read(file, as_version=4))]
+
+
+def stubs(notebook: nbformat.NotebookNode) -> list[tuple[int, re.Match]]:
+    """The cells with an exercise's stub: place, and what is asked: name and key."""
+    code = ((i, cell.source) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    return [(i, found) for i, source in code if (found := STUB.search(source))]
+
+
+def assignment(lesson: Path, out: Path = OUT) -> Path:
+    """Write one lesson's folder: student/, instructor/, autograder.zip."""
+    notebook, folder = nbformat.read(lesson, as_version=4), out / lesson.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    tests = folder / "tests"
+    tests.mkdir(parents=True)
+    points = 0
+    for _, found in stubs(notebook):
+        key, name = found["key"], found["name"]
+        points += _write_test(tests, key, name)
+    for edition, solved in (("student", False), ("instructor", True)):
+        (folder / edition).mkdir()
+        nbformat.write(homework(notebook, points, solved), folder / edition / lesson.name)
+    generate(tests_dir=str(tests), output_path=str(folder / "autograder.zip"), no_config=True)
+    _publish(tests, folder / "student" / "tests")
+    return folder
+
+
+def homework(notebook: nbformat.NotebookNode, points: int, solved: bool) -> nbformat.NotebookNode:
+    """The exercises of a lesson as a notebook of their own: text, stub or solution, test."""
+    title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+    cells = [new_markdown_cell(INTRODUCTION.format(title=title, points=points))]
+    cells.append(new_code_cell(IMPORTS))
+    for place, found in stubs(notebook):
+        text = notebook.cells[place - 1].source
+        solution = SOLVED.search(text)
+        code = solution[1] if solved and solution else notebook.cells[place].source
+        cells.append(new_markdown_cell(text if solved else SOLUTION.sub("", text).strip()))
+        cells.append(new_code_cell(STUB.sub("", code).strip()))
+        cells.append(new_code_cell(f'grader.check("{_question(found["key"])}")'))
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    return new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def graded(folder: Path, submissions: list[Path]) -> pd.DataFrame:
+    """Points by exercise, and what was wrong.
+
+    Parameters
+    ----------
+    folder : Path
+        Of an assignment.
+    submissions : list of Path
+        Notebooks; a row is named after its file.
+
+    Returns
+    -------
+    DataFrame
+        A row for each submission, a column for each exercise, `total`, and `mistakes` in words.
+    """
+    rows = {}
+    for submission in submissions:
+        if not submission.exists():
+            raise SparselabError(f"{submission} is not there.")
+        results = grade_submission(str(submission), str(folder / "autograder.zip"), quiet=True)
+        row, mistakes = {}, []
+        for question, result in results.results.items():
+            row[question] = round(result.score, 2)
+            failed = [case for case in result.test_case_results if not case.passed]
+            mistakes += [f"{question}: {_sentence(case.message)}" for case in failed[:1]]
+        row["total"] = round(results.total, 2)
+        rows[submission.stem] = {**row, "mistakes": " | ".join(mistakes)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _write_test(tests: Path, key: str, name: str) -> int:
+    """A test file; the exercise's points: its minutes."""
+    exercise = exercises_of(key[:2])[key]
+    hidden = round(HIDDEN_SHARE * exercise.minutes) if exercise.has_other_numbers else 0
+    words = {"question": _question(key), "key": key, "name": name, "points": exercise.minutes}
+    words |= {"public": exercise.minutes - hidden, "hidden": hidden}
+    text = TEST.format(**words) + (HIDDEN_TEST.format(**words) if hidden else "")
+    (tests / f"{_question(key)}.py").write_text(text, encoding="utf8")
+    return exercise.minutes
+
+
+def _publish(tests: Path, folder: Path) -> None:
+    """The tests that students get: without the hidden ones."""
+    folder.mkdir()
+    for file in tests.glob("*.py"):
+        shown = file.read_text(encoding="utf8").split("\n\n\n@test_case")
+        public = [part for part in shown if "hidden=True" not in part]
+        (folder / file.name).write_text("\n\n\n@test_case".join(public) + "\n", encoding="utf8")
+
+
+def _question(key: str) -> str:
+    """Otter's name of an exercise, such as 'q02_1'."""
+    return f"q{key.replace('.', '_')}"
+
+
+def _sentence(message: str | None) -> str:
+    """The last line of what a failed test says: the sentence that names the mistake."""
+    lines = [line for line in (message or "").strip().splitlines() if line.strip()]
+    return lines[-1].removeprefix("AssertionError: ").strip() if lines else "failed"
+
+
+def _folder(lesson: str, out: Path) -> Path:
+    found = sorted(out.glob(f"{lesson}_*"))
+    if not found:
+        raise SparselabError(f"{out} holds no assignment of lesson {lesson}: `make class` first.")
+    return found[0]
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except SparselabError as error:
+        sys.exit(str(error))
