@@ -23,6 +23,7 @@ from nbformat import v4
 import sparselab
 from sparselab import SparselabError, course, linears_of, viz
 from sparselab.course.exercises import nb02_local_objective as nb02
+from sparselab.course.exercises import nb04_sparsegpt as nb04
 from sparselab.course.exercises.checking import Exercise, references
 from sparselab.course.student import student_edition, write_student_edition
 
@@ -197,7 +198,8 @@ def test_an_answer_may_be_tried_by_what_it_changes():
 DRAWN = [
     (key, mistake) for key, exercise in BANK.items() if exercise.draw for mistake in exercise.wrong
 ]
-UNDRAWABLE = {"02.4": 0, "02.5": 4, "02.6": 3, "02.8": 4}  # wrong answers of another form
+# wrong answers of another form
+UNDRAWABLE = {"02.4": 0, "02.5": 4, "02.6": 3, "02.8": 4, "04.3": 1}
 
 
 def test_most_wrong_answers_are_drawn_and_right_ones_never():
@@ -237,6 +239,19 @@ def test_the_block_loop_of_lesson_02_is_that_of_prune(make):
     sparselab.prune(theirs, windows, method="wanda", sparsity=0.5, progress=False)
     for name, linear in linears_of(mine).items():
         assert torch.equal(linear.weight, linears_of(theirs)[name].weight), name
+
+
+def test_the_three_pieces_of_lesson_04_are_sparsegpt():
+    draw = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(12, 40, generator=draw), torch.randn(40, 200, generator=draw)
+    x += 0.5 * x.roll(1, 0)
+    stats = sparselab.Statistics.of(x.T).finish("these inputs")
+    gram = (x @ x.T).double()
+    hessian = gram + 0.01 * gram.diagonal().mean() * torch.eye(40)
+    theirs = sparselab.SparseGPT(block=16).solve(weight, stats, sparselab.Pattern(0.6))
+    mine = nb04.sparsegpt(weight.double(), hessian, 0.6, block=16)
+    assert torch.equal(mine != 0, theirs.mask)
+    assert torch.allclose(mine.float(), theirs.weight, atol=1e-4)
 
 
 # The reader's own file.

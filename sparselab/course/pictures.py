@@ -2,6 +2,9 @@
 sentence of its own."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -126,3 +129,108 @@ def rows_and_relu(zeros: Tensor, silent: Tensor, errors: dict[str, tuple[float, 
         right.set(ylabel="relative error", title="Error of the layer")
         right.legend()
     return figure
+
+
+# 04 From OBS to SparseGPT
+
+
+def three_weights(hessian: Tensor, inverse: Tensor, weights: Tensor, after: Tensor) -> Figure:
+    """04: H, its inverse, and a row of three weights that loses one of them, each in turn."""
+    alive = ~torch.eye(len(hessian), dtype=torch.bool)
+    with viz.style():
+        figure, axes = plt.subplots(1, 4, figsize=(9.5, 2.4))
+        viz.numbers(axes[0], hessian, "$H$", digits=0)
+        viz.numbers(axes[1], inverse, "$H^{-1}$", digits=2)
+        rows = [f"$j={j}$" for j in range(len(hessian))]
+        before = weights.expand_as(hessian)
+        viz.numbers(axes[2], before, "drop weight $j$ ...", mask=alive, digits=0, rows=rows)
+        viz.numbers(axes[3], after, "... the others move", mask=alive, digits=0)
+    return figure
+
+
+def inverses_of_rows(hessian: Tensor, left: Tensor) -> Figure:
+    """04: the inverse that each row goes on with; left: bool [rows, c], the inputs it still has."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(left), figsize=(3.7 * len(left), 2.8))
+        for row, (axis, alive) in enumerate(zip(axes, left, strict=True)):
+            square = torch.zeros_like(hessian)
+            square[alive.nonzero(), alive.nonzero().T] = hessian[alive][:, alive].inverse()
+            look = {"mask": alive & alive[:, None], "digits": 2}
+            names = [*map(str, range(len(hessian)))]
+            title = f"row {row}: inverse for its inputs"
+            viz.numbers(axis, square, title, rows=names, columns=names, **look)
+    return figure
+
+
+def column_film(
+    axis: Axes, mask: Tensor, frames: list[tuple[Tensor, float]], column: int, block: int
+) -> str:
+    """04: a small weight after so many columns of SparseGPT's loop, and a sentence; frames: the
+    weight and the squared error after each column, mask: what stays in the end, bool [r, c]."""
+    now, error = frames[column]
+    shown = mask | (torch.arange(mask.shape[1]) >= column)  # a weight is crossed out in its turn
+    moved = ((now - frames[max(column - 1, 0)][0]).abs() > 5e-3) & shown
+    title = f"block {block}, after {column} of {mask.shape[1]} columns"
+    viz.numbers(axis, now, title, mask=shown, highlight=moved)
+    axis.axvline(column - 0.5, color="black", linewidth=2)
+    axis.set_xlabel(f"squared error so far {error:.1f}")
+    return f"{title}, weights dropped: {int((~shown).sum())}, squared error so far {error:.2f}"
+
+
+def masks_and_weights(losses: dict[str, dict[tuple[str, str], tuple[float, float]]]) -> Figure:
+    """04: what models lose with a mask of one method and weights that stay or move; losses: nats a
+    token above dense and their standard error, by (method of the mask, 'stay' or 'move')."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(losses), figsize=(4.8 * len(losses), 2.5))
+        for axis, (title, rows) in zip([*np.atleast_1d(axes)], losses.items(), strict=True):
+            methods = [*dict.fromkeys(method for method, _ in rows)]
+            for y, method in enumerate(methods):
+                colour, marker, _ = viz.STYLES[method]
+                ends = [rows[method, weights][0] for weights in ("stay", "move")]
+                axis.annotate(
+                    "", ends[1:] + [y], ends[:1] + [y], arrowprops={"arrowstyle": "->", "lw": 1}
+                )
+                for weights, fill in (("stay", "none"), ("move", "full")):
+                    loss, stderr = rows[method, weights]
+                    look = {"color": colour, "marker": marker, "fillstyle": fill, "capsize": 3}
+                    axis.errorbar(loss, y, xerr=stderr, markersize=8, **look)
+                    axis.text(loss, y + 0.22, weights, ha="center", fontsize=9)
+            names = [f"{viz.LABELS[method]}'s mask" for method in methods]
+            axis.set_yticks(range(len(methods)), names)
+            top = 1.15 * max(loss for loss, _ in rows.values())
+            axis.set(title=title, xlim=(0, top), ylim=(-0.5, len(methods) - 0.3))
+            axis.set_xlabel("nats a token above dense")
+    return figure
+
+
+def errors_by_block_size(scans: dict[str, dict[int, float]]) -> Figure:
+    """04: relative error of matrices by how many columns choose their mask together."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7, 3.2))
+        looks = ("#000000", "o", "-"), ("#777777", "^", "-"), ("#444444", "s", "-.")
+        looks = (*looks, ("#999999", "D", ":"), ("#777777", "^", "--"))
+        for (name, errors), (colour, marker, line) in zip(scans.items(), looks, strict=True):
+            look = {"color": colour, "marker": marker, "linestyle": line}
+            axis.plot([*errors], [*errors.values()], label=name.split(".")[-1], **look)
+        widest = max(map(max, scans.values()))
+        widths = {width for errors in scans.values() for width in errors if 4 * width <= widest}
+        axis.set(xscale="log", ylim=(0, None), ylabel="relative error")
+        axis.set_xlabel("block: columns that choose their mask together")
+        axis.set_xticks([*widths, widest], [*map(str, widths), str(widest)])
+        axis.minorticks_off()
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def damping(
+    axis: Axes, damps: list[float], seen: list[float], unseen: list[float], title: str
+) -> str:
+    """04: relative error by damping, on the calibration tokens and on other text; a sentence."""
+    axis.plot(damps, seen, color="#999999", marker="v", linestyle="--", label="calibration tokens")
+    axis.plot(damps, unseen, color="#000000", marker="o", label="other text")
+    axis.set(xscale="log", ylim=(0, 0.5), title=title, xlabel="damping", ylabel="relative error")
+    axis.set_xticks([1e-4, 1e-2, 1], ["0.0001", "0.01", "1"])
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
+    shown = ", ".join(f"damping {damps[k]:g} {unseen[k]:.3f}" for k in (0, 2, 4, 5))
+    return f"{title}, error on other text: {shown}"
