@@ -175,7 +175,7 @@ def graded(folder: Path, submissions: list[Path]) -> pd.DataFrame:
 def _write_test(tests: Path, key: str, name: str) -> int:
     """A test file; the exercise's points: its minutes."""
     exercise = exercises_of(key[:2])[key]
-    hidden = round(HIDDEN_SHARE * exercise.minutes) if exercise.has_other_numbers else 0
+    hidden = round(HIDDEN_SHARE * exercise.minutes) if exercise.with_other_numbers() else 0
     words = {"question": _question(key), "key": key, "name": name, "points": exercise.minutes}
     words |= {"public": exercise.minutes - hidden, "hidden": hidden}
     text = TEST.format(**words) + (HIDDEN_TEST.format(**words) if hidden else "")

@@ -84,15 +84,22 @@ class Exercise:
                 return "wrong", mistake
         return "wrong", _difference(mine, expected, self.rtol)
 
-    @property
-    def has_other_numbers(self) -> bool:
-        """Whether its cases hold numbers that can be other ones: those that need no model do."""
-        return self.trial is None and any(_scaled(case) is not case for case in self.cases)
-
-    def with_other_numbers(self) -> "Exercise":
-        """The same exercise on the cases' real numbers times 1.5: what an answer that only knows
-        the cases by heart gets wrong."""
-        return replace(self, cases=tuple(_scaled(case) for case in self.cases))
+    def with_other_numbers(self) -> "Exercise | None":
+        """The same exercise on its cases' real numbers times 1.5: what an answer that only knows
+        the cases by heart gets wrong. None where that makes no other question: it needs a model,
+        the result stays (as that of a mask does), or right answers part there (as for
+        probabilities)."""
+        cases = tuple(_scaled(case) for case in self.cases)
+        if self.trial or all(new is old for new, old in zip(cases, self.cases, strict=True)):
+            return None
+        other = replace(self, cases=cases)
+        try:
+            agree = all(other.verdict(answer)[0] == "right" for answer in self.right)
+            new, old = other.outputs(self.reference), self.outputs(self.reference)
+        except Exception:  # such numbers are none that it takes
+            return None
+        same = (_same(*pair, self.rtol) for pair in zip(new, old, strict=True))
+        return other if agree and not any(same) else None
 
     def picture(self, answer: Any) -> Figure | None:
         """The answer's result beside the expected one; None where there is nothing to draw."""
@@ -159,7 +166,7 @@ def must_be_right(key: str, answer: Any, other_numbers: bool = False) -> None:
     right."""
     exercise = exercises_of(key[:2])[key]
     if other_numbers:
-        exercise = exercise.with_other_numbers()
+        exercise = exercise.with_other_numbers() or exercise
     verdict, sentence = exercise.verdict(answer)
     assert verdict == "right", sentence if verdict == "wrong" else "nothing was written."
 
