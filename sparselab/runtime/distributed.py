@@ -5,6 +5,7 @@ Started by `torchrun --nproc-per-node=N -m sparselab prune ...`; without torchru
 here does nothing.
 """
 
+import io
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -83,20 +84,27 @@ def all_reduce_scalar(number: float) -> float:
     """The sum of a number over the processes."""
     if size() == 1:
         return number
-    device = (
-        torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    )
-    value = torch.tensor(number, dtype=torch.float64, device=device)
+    value = torch.tensor(number, dtype=torch.float64, device=_own_device())
     dist.all_reduce(value)
     return type(number)(value.item())
 
 
 def all_gather(mine: Result) -> list[Result]:
-    """What each process has, by its number."""
-    found = [mine] * size()
-    if size() > 1:
-        dist.all_gather_object(found, mine)
-    return found
+    """What each process has, by its number; tensors on this one's device: another's may be a card
+    that this machine does not have, or one that its own process fills."""
+    if size() == 1:
+        return [mine]
+    written, found = io.BytesIO(), [b""] * size()
+    torch.save(mine, written)
+    dist.all_gather_object(found, written.getvalue())
+    device = _own_device()
+    return [torch.load(io.BytesIO(one), device, weights_only=False) for one in found]
+
+
+def _own_device() -> torch.device:
+    """Where the processes' numbers meet."""
+    nccl = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def run_divided(
