@@ -1,22 +1,39 @@
-"""LLaMA-2-13b's exact shape, from shards on disk to shards on disk, by each method: seconds by
-phase, peaks, speeds.
+"""LLaMA-2-13b's exact shape, from shards on disk to shards on disk, by one method a call: seconds
+by phase, peaks, speeds, beside what `sl.plan` said.
 
-    python bench/llama13b.py [--model 13b|7b|1b|125m|tiny] [--methods
-    wanda,dsnot,sparsegpt,sparsellm]
-                             [--samples 128] [--seqlen 2048] [--device cuda] [--blocks N] [--folder
-                             DIR] [--csv FILE]
+    python bench/llama13b.py [--model 13b|7b|1b|125m|tiny] [--methods wanda] [--samples 128]
+                             [--seqlen 2048] [--device cuda] [--blocks N] [--minutes 8]
+                             [--folder DIR] [--json FILE]
 
-The weights are random, with the statistics that matter to pruning: embeddings whose norms differ,
-and a few channels of the residual stream thirty times as loud as the others, so that the Hessians
-are as ill-conditioned as real ones. The floor is what no method avoids: two forward passes through
-all blocks. `--blocks` makes a shorter model (every block costs the same); its seconds are printed
-as they are. Where a call may take ten minutes only, name one method a call.
+On a card that is lent for ten minutes a call, the first call makes the model and runs one method,
+each further one another:
+
+    python bench/llama13b.py --methods wanda     --json bench/llama13b.json
+    python bench/llama13b.py --methods sparsegpt --json bench/llama13b.json
+    python bench/llama13b.py --methods sparsellm --json bench/llama13b.json
+    python bench/llama13b.py --methods dsnot     --json bench/llama13b.json
+
+The whole of it on a CPU, in half a minute, as tests/test_bench.py has it:
+
+    python bench/llama13b.py --model tiny --samples 4 --seqlen 64 --device cpu --json /tmp/tiny.json
+
+The weights are random, drawn on the device, with the statistics that matter to pruning: embeddings
+whose norms differ, and a few channels of the residual stream thirty times as loud as the others, so
+that the Hessians are as ill-conditioned as real ones. The floor is what no method avoids: two
+forward passes through all blocks. `--blocks` makes a shorter model (every block costs the same);
+its seconds are printed as they are. Where the floor and the plan say that a call would take more
+than `--minutes`, only the first blocks are pruned, as many as there is time for, and the row says
+how many; the others are copied.
 
 Of the columns read, check, capture, collect, solve, error, replay and write are the engine's
 phases, which add up to the total. forward, gram and factor are parts of them (forward passes
 through blocks, Gram matrices, their factors), timed where they run; TFLOP/s are their operations,
 counted as they are called, over these seconds: the products with the blocks' weights, the triangle
-of a Gram matrix in nine sixteenths of its square, 2/3 c^3 for a factor.
+of a Gram matrix in nine sixteenths of its square, 2/3 c^3 for a factor. Their share of the card is
+that of the speed which a large product reaches on it in the weights' dtype, just before the run.
+
+`--json` adds the rows to a file, a list of them; the last line printed belongs into
+data/papers/registry.toml, above the entry of the method's table of time.
 """
 
 import argparse
@@ -25,23 +42,25 @@ import json
 import shutil
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparselab as sl
 from sparselab.engine.activations import ActivationBatch, CalibrationActivations
-from sparselab.engine.planning import product_speed
+from sparselab.engine.planning import GIB, product_speed
 from sparselab.engine.sources import StreamedBlocks
-from sparselab.models.architecture import blocks_of
-from sparselab.models.checkpoint import Checkpoint
+from sparselab.methods.registry import named_method
 from sparselab.models.embedded import OPT_MINI
 from sparselab.models.shards import INDEX
 from sparselab.numerics import statistics
+from sparselab.runtime.files import DISTRIBUTION
 from sparselab.runtime.memory import peak_bytes, reset_peak
 
 SHAPES = {
@@ -51,7 +70,8 @@ SHAPES = {
     "1b": (2048, 5504, 30, 16, 32000),
     "tiny": (256, 688, 4, 4, 4096),
 }
-GOALS = {"wanda": 45, "dsnot": 75, "sparsegpt": 100, "sparsellm": 480}
+GOALS = {"wanda": 45, "dsnot": 75, "sparsegpt": 100, "sparsellm": 480}  # seconds, on one H100
+SPARE = 1.3  # times the planned seconds are set aside: a plan is an estimate
 LOUD, GAIN = 6, 30.0
 HOST = torch.device("cpu")
 
@@ -111,7 +131,6 @@ def floor(
     folder: Path, windows: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
     """Seconds of two forward passes through a block, and of reading its file, times the blocks."""
-    checkpoint = Checkpoint(folder)
     source = StreamedBlocks(folder, folder.with_name("nowhere"), dtype, device)
     started = time.perf_counter()
     block = source.load(0)
@@ -124,13 +143,13 @@ def floor(
         if device.type == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
-        for part in stream.parts:
-            part.through(block, part.hidden)
+        for place, part in enumerate(stream.parts):
+            part.through(block, stream.fetch(place)[0])
         if device.type == "cuda":
             torch.cuda.synchronize()
         timings.append(time.perf_counter() - started)
     source.close()
-    count = len(blocks_of(checkpoint.skeleton(dtype)))
+    count = len(source.blocks)
     return {"read": read * count, "two passes": 2 * min(timings) * count}
 
 
@@ -189,16 +208,19 @@ class Watch:
         if isinstance(module, torch.nn.Linear):
             self.operations["forward"] += 2 * output.numel() * module.in_features
 
-    def row(self) -> dict[str, float]:
-        """Seconds and TFLOP/s of each."""
+    def row(self, peak: dict[str, float]) -> dict[str, float]:
+        """Seconds and TFLOP/s of each, and its share of the card's speed, `peak` TFLOP/s: of
+        products of the weights' dtype, but for a factor, which is float32."""
         if self.cuda:
             torch.cuda.synchronize()
         found = {}
         for name, marks in self.marks.items():
             seconds = sum(a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in marks)
+            reached = self.operations[name] / 1e12 / max(seconds, 1e-9)
             found |= {
                 name: round(seconds, 2),
-                f"{name}_tflops": round(self.operations[name] / 1e12 / max(seconds, 1e-9), 3),
+                f"{name}_tflops": round(reached, 3),
+                f"{name}_share": round(reached / peak["float32" if name == "factor" else ""], 3),
             }
         return found
 
@@ -209,7 +231,8 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", "--shape", dest="shape", default="13b", choices=SHAPES)
-    parser.add_argument("--methods", default=",".join(GOALS))
+    parser.add_argument("--methods", default="wanda", help="with commas between them")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of this call, from its start")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seqlen", type=int, default=2048)
     parser.add_argument("--blocks", type=int)
@@ -219,7 +242,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "sparselab-bench"
     )
-    parser.add_argument("--csv", type=Path, help="add the rows to this file")
+    parser.add_argument("--json", type=Path, help="add the rows to this file")
     return parser.parse_args()
 
 
@@ -237,50 +260,101 @@ def made(args: argparse.Namespace, dtype: torch.dtype) -> Path:
     return model
 
 
+def blocks_in_time(plan: sl.Plan, blocks: int, started: float, minutes: float) -> int:
+    """How many of the model's blocks can be pruned in what is left of the minutes; all, at best."""
+    needed = SPARE * sum(plan.seconds.values()) / blocks
+    left = 60 * minutes - (time.perf_counter() - started)
+    return max(1, min(blocks, int(left / max(needed, 1e-9))))
+
+
 def run(
-    method: str, model: Path, windows: torch.Tensor, args: argparse.Namespace, dtype: torch.dtype
+    name: str,
+    model: Path,
+    windows: torch.Tensor,
+    args: argparse.Namespace,
+    peak: dict[str, float],
+    started: float,
 ) -> dict:
-    """One method, from files to files: a row of the table."""
-    out = args.folder / "out"
+    """One method, from files to files: what was planned and what it took."""
+    out, method = args.folder / "out", named_method(name, "LLaMA")
     for leftover in (out, out.with_name("out.part")):
         shutil.rmtree(leftover, ignore_errors=True)
-    print(
-        str(
-            sl.plan(model, method, args.samples, args.seqlen, args.device, dtype=dtype)
-        ).splitlines()[-2],
-        flush=True,
-    )
+    dtype = dtype_on(args.device)
+    plan = sl.plan(model, method, args.samples, args.seqlen, args.device, dtype=dtype)
+    print(plan, flush=True)
+    count = args.blocks or SHAPES[args.shape][2]
+    blocks = blocks_in_time(plan, count, started, args.minutes)
     reset_peak(HOST)
     with Watch(args.device) as watch:
         report = sl.prune(
-            model, windows, method=method, sparsity=0.5, out=out, dtype=dtype, device=args.device
+            model,
+            windows,
+            method=method,
+            sparsity=0.5,
+            layers=range(blocks),
+            out=out,
+            dtype=dtype,
+            device=args.device,
         )
-    gpu = peak_bytes(args.device) / 2**30 if args.device.type == "cuda" else float("nan")
+    gpu = peak_bytes(args.device) / GIB if args.device.type == "cuda" else None
     shutil.rmtree(out)
-    print(f"{method}: {report.footer()}", flush=True)
+    print(f"{name}: {report.footer()}", flush=True)
     return {
         "shape": args.shape,
         "blocks": report.settings["blocks"],
-        "method": method,
+        "blocks_pruned": blocks,
+        "method": str(method),
         "samples": args.samples,
         "seqlen": args.seqlen,
-        "torch": torch.__version__,
         "dtype": report.settings["dtype"],
-        **{phase: round(value, 2) for phase, value in report.seconds.items()},
-        **watch.row(),
-        "goal": GOALS[method] if args.shape == "13b" else "",
-        "gpu_gib": round(gpu, 2),
-        "host_gib": round(peak_bytes(HOST) / 2**30, 2),
+        "seconds": {phase: round(value, 2) for phase, value in report.seconds.items()},
+        "planned_seconds": {phase: round(value, 2) for phase, value in plan.seconds.items()},
+        **watch.row(peak),
+        "goal": GOALS.get(name) if args.shape == "13b" and blocks == count else None,
+        "gpu_gib": gpu and round(gpu, 2),
+        "planned_gib": round(plan.total("device") / GIB, 2),
+        "host_gib": round(peak_bytes(HOST) / GIB, 2),
         "output_error": round(report.error, 4),
+    }
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Of the weights."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def machine(device: torch.device) -> dict:
+    """What the numbers belong to."""
+    found = {"device": f"{device}, {torch.get_num_threads()} threads"}
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        found = {"device": card.name, "device_gib": round(card.total_memory / GIB, 1)}
+        found["cuda"] = torch.version.cuda
+    return {
+        **found,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sparselab": version(DISTRIBUTION),
         "date": datetime.date.today().isoformat(),
     }
 
 
+def registry_line(row: dict) -> str:
+    """A measured run in one line, a comment of TOML."""
+    part = "" if row["blocks_pruned"] == row["blocks"] else f" (the first {row['blocks_pruned']})"
+    held = row["gpu_gib"] if row["gpu_gib"] is not None else row["host_gib"]
+    return (
+        f"# measured {row['date']}, {row['device']}, torch {row['torch']}: LLaMA {row['shape']}'s"
+        f" shape, random weights, {row['blocks']} blocks{part}, {row['method']},"
+        f" {row['samples']} x {row['seqlen']} tokens, {row['dtype']}: {row['seconds']['total']} s,"
+        f" floor {row['floor']} s, {held} GiB"
+    )
+
+
 def main() -> None:
     """Make the model, measure the machine and the floor, then each method."""
-    args = options()
-    cuda = args.device.type == "cuda"
-    dtype = torch.float16 if cuda else torch.float32
+    args, started = options(), time.perf_counter()
+    dtype = dtype_on(args.device)
     model = made(args, dtype)
     windows = torch.randint(
         0,
@@ -288,43 +362,32 @@ def main() -> None:
         (args.samples, args.seqlen),
         generator=torch.Generator().manual_seed(0),
     )
-    card = (
-        torch.cuda.get_device_name()
-        if cuda
-        else f"{args.device}, {torch.get_num_threads()} threads"
-    )
-    peak = {
-        str(kind).removeprefix("torch."): (
-            product_speed(args.device, kind, 8192 if cuda else 1024) / 1e12
-        )
-        for kind in (dtype, torch.float32)
-    }
+    width = 8192 if args.device.type == "cuda" else 1024
+    speeds = [product_speed(args.device, kind, width) / 1e12 for kind in (dtype, torch.float32)]
+    peak, this = dict(zip(("", "float32"), speeds, strict=True)), machine(args.device)
     print(
-        f"LLaMA {args.shape}, {args.samples} x {args.seqlen} tokens, {card}, torch"
-        f" {torch.__version__}; large products: "
-        + ", ".join(f"{kind} {value:.2f} TFLOP/s" for kind, value in peak.items()),
+        f"LLaMA {args.shape}, {args.samples} x {args.seqlen} tokens, {this['device']}, torch"
+        f" {this['torch']}; large products: {dtype} {speeds[0]:.2f}, float32 {speeds[1]:.2f}"
+        " TFLOP/s",
         flush=True,
     )
     least = floor(model, windows, args.device, dtype)
     print(
         "floor: " + ", ".join(f"{name} {value:.1f} s" for name, value in least.items()), flush=True
     )
-    rows = []
-    for method in args.methods.split(","):
-        row = run(method, model, windows, args, dtype)
-        rows.append(
-            {
-                **row,
-                "device": card,
-                "floor": round(least["two passes"], 2),
-                **{f"{kind}_peak_tflops": round(value, 2) for kind, value in peak.items()},
-            }
-        )
-        print(f"{method}: {row['total'] / least['two passes']:.2f} x the two passes", flush=True)
-    table = pd.DataFrame(rows)
-    print(table.T.to_string(header=False))
-    if args.csv:
-        table.to_csv(args.csv, mode="a", header=not args.csv.exists(), index=False)
+    for name in args.methods.split(","):
+        row = this | run(name, model, windows, args, peak, started)
+        row |= {
+            "floor": round(least["two passes"], 2),
+            "product_tflops": round(speeds[0], 2),
+            "product_tflops_float32": round(speeds[1], 2),
+        }
+        if args.json:
+            rows = json.loads(args.json.read_text()) if args.json.exists() else []
+            args.json.write_text(json.dumps([*rows, row], indent=1) + "\n")
+        print(pd.Series(row).to_string())
+        print(f"{name}: {row['seconds']['total'] / row['floor']:.2f} x the two passes")
+        print(registry_line(row), flush=True)
 
 
 if __name__ == "__main__":
