@@ -26,7 +26,7 @@ AT_THE_POINT = [  # lessons whose exercises stand where their functions are need
     if all(exercise.quiet for exercise in course.exercises_of(number).values())
 ]
 STUB = re.compile(  # a function without a body, or a value that is to be written
-    r"(?:def (?P<function>\w+)\([^`]*?\):[^\n]*\n    \.\.\.\n\n|(?P<value>\w+) = \.\.\.[^\n]*\n+)"
+    r"(?:def (?P<function>\w+)\([^`]*?\):[^\n]*\n    \.\.\.[^\n]*\n\n|(?P<value>\w+) = \.\.\.[^\n]*\n+)"
     r"(?P<name>\w+) = course\.check\(\"(?P<key>[\d.]+)\", (?P=name)\)"
 )
 
@@ -66,9 +66,10 @@ def test_the_working_edition_is_solved_by_the_folded_solutions(
             assert f"Exercise {key} right" in capsys.readouterr().out, key
             solved.append(key)
         elif cell.cell_type == "code":
-            for function in given_by([cell], ast.FunctionDef):
+            mine = [line for line in given_by([cell], ast.Assign) if "course.mine(" in line]
+            for source in (*mine, *given_by([cell], ast.FunctionDef)):
                 with contextlib.suppress(NameError):  # a default value that no import gives
-                    exec(function, names)
+                    exec(source, names)
     assert solved == [*course.exercises_of(number)]
 
 

@@ -1,9 +1,11 @@
 """The drawings of the lessons' ideas, one function each: a figure, and a sentence that says what it
 shows. Letters and numbers are those of the lesson that shows the drawing."""
 
+import math
+
 from matplotlib.figure import Figure
 
-from ..schematics import Schematic
+from ..schematics import ROLES, Schematic
 
 Drawing = tuple[Figure, str]
 
@@ -58,13 +60,13 @@ def pruning() -> Drawing:
     art, y, size = Schematic(42, 8.5), 4.4, {"width": 2.2, "height": 1.8, "size": 11}
     dense = [[_signed(weight) for weight in row] for row in weights]
     for x, title, words, look in (
-        (6.5, "weights $W$", dense, "plain"),
-        (21, "mask $M$: 1 is kept, 0 is pruned", mask, roles),
-        (35.5, "pruned weights $W'$", sparse, roles),
+        (6.5, "weights", dense, "plain"),
+        (21, "mask: 1 is kept, 0 is pruned", mask, roles),
+        (35.5, "pruned weights", sparse, roles),
     ):
         art.text(x, 7.4, title)
         art.grid(x, y, words, look, **size)
-    art.text(13.75, y, r"$\odot$", size=14)
+    art.text(13.75, y, "×", size=14)
     art.text(28.25, y, "=", size=14)
     art.legend(18.2, 0.9, ZERO)
     return art.figure, (
@@ -84,10 +86,10 @@ def _signed(number: float) -> str:
 def perplexity() -> Drawing:
     """01: from a text to one number."""
     art, cell = Schematic(44, 14), {"width": 2.6, "height": 1.8}
-    names = ["window 1", "…", "window $k$", "…", "window $K$"]
+    names = ["window 0", "…", "window $k$", "…", "window $K-1$"]
     windows = art.grid(25.5, 12.4, [names], width=7.2, height=1.8)[0]
-    tokens = art.grid(14, 8.2, [["$x_1$", "$x_2$", "$x_3$", "…", "$x_n$"]], **cell)[0]
-    losses = art.grid(15.3, 3.4, [["$L_2$", "$L_3$", "…", "$L_n$"]], "wrong", **cell)[0]
+    tokens = art.grid(14, 8.2, [["$x_0$", "$x_1$", "$x_2$", "…", "$x_{n-1}$"]], **cell)[0]
+    losses = art.grid(15.3, 3.4, [["$L_1$", "$L_2$", "…", "$L_{n-1}$"]], "wrong", **cell)[0]
     for y, words in ((12.4, "text"), (8.2, "tokens of a window"), (3.4, "loss of each token")):
         art.text(0.3, y, words, ha="left")
     for end, part in ((0, tokens[0]), (1, tokens[-1])):
@@ -123,7 +125,7 @@ def paired() -> Drawing:
     for base, words in ((high, "window {}"), (low, "$d_{}$")):
         art.line((7.2, base), (32.4, base))
         for k in range(len(dense)):
-            art.text(9.2 + step * k, base - 0.9, words.format(k + 1), size=8)
+            art.text(9.2 + step * k, base - 0.9, words.format(k), size=8)
     art.text(0.2, high + 2.5, "mean loss\nof a window", ha="left")
     art.text(0.2, low + 0.5, "difference", ha="left")
     notes = {"ha": "left", "size": 8}
@@ -512,4 +514,104 @@ def mean_only() -> Drawing:
         "What one row misses on each of six tokens, as bars. With Wanda's mask the mean is well"
         " above zero: e is 18.5 and E is 92.6. After DSnoT's two swaps the mean is nearly zero, e"
         " is 0.7, but on one token two pruned inputs are large together, and E is 120.5."
+    )
+
+
+def silent_neuron() -> Drawing:
+    """05: three neurons before a ReLU, with another mean or another spread."""
+    art, base, unit, high = Schematic(44, 13.5), 3.4, 2.6, 6
+    shapes = (
+        ("dense", -1.0, 1.0, "frozen"),
+        ("mean and spread shrink alike", -0.7, 0.7, "pruned"),
+        ("the mean is restored, the spread is not", -1.0, 0.7, "wrong"),
+    )
+    shares = []
+    for place, (words, mean, spread, role) in enumerate(shapes):
+        zero = 9.6 + 14.6 * place  # where the outputs are 0
+        outputs = [z / 20 for z in range(-68, 41)]
+        density = [math.exp(-(((z - mean) / spread) ** 2) / 2) / spread for z in outputs]
+        xs, ys = [zero + unit * z for z in outputs], [base + high * y for y in density]
+        curve, (face, edge, _) = [*zip(xs, ys, strict=True)], ROLES[role]
+        art.axis.fill_between(xs, base, ys, where=[x >= zero for x in xs], color=face, zorder=0)
+        art.line(*curve, color=edge, linewidth=1.6)
+        art.line((curve[0][0], base), (curve[-1][0], base))
+        art.line((zero, base - 0.4), (zero, base + 7.6), linestyle=":")
+        shares.append(50 * (1 + math.erf(mean / spread / 2**0.5)))
+        art.text(zero - 1.6, 12.9, words)
+        art.text(zero, base - 1, "0", size=8)
+        art.text(zero + 0.4, base + 6, f"fires:\n{shares[-1]:.0f} %", size=8, ha="left")
+    art.text(22, 0.9, "output of one neuron over the tokens; a ReLU passes what is above 0", size=8)
+    return art.figure, (
+        f"Three bell curves, the outputs of a neuron over the tokens. The dense one is above 0 on"
+        f" {shares[0]:.0f} % of the tokens. If its mean and its spread shrink alike, it is above 0"
+        f" on the same {shares[1]:.0f} %; if the mean is then restored and the spread is not, on"
+        f" {shares[2]:.0f} %."
+    )
+
+
+# 07 SparseLLM for OPT
+
+
+def sparsellm_parts() -> Drawing:
+    """07: a feed-forward network with its auxiliary variables, free and frozen."""
+    art = Schematic(44, 17)
+    terms = (
+        "$\\alpha\\,\\Vert z-W_1X-b_1\\Vert^2$",
+        "$\\gamma\\,\\Vert a-$ReLU$(z)\\Vert^2$",
+        "$\\beta\\,\\Vert Y-W_2a\\Vert^2$",
+    )
+    errors = ("error of $W_1$\nalone", "0", "error of $W_2$\nalone")
+    for y, role, words, notes in (
+        (12.8, "free", "SparseLLM:\nboth free", terms),
+        (5.6, "frozen", "local:\nboth dense", errors),
+    ):
+        art.text(0.3, y, words, ha="left")
+        x = art.box(8.6, y, "inputs $X$", "frozen", width=4.6)
+        first = art.box(15, y, "$W_1$", "pruned", width=3.6, size=11)
+        z = art.circle(21.4, y, "$z$", role)
+        relu = art.box(26.6, y, "ReLU", width=3.4)
+        a = art.circle(31.8, y, "$a$", role)
+        second = art.box(36.4, y, "$W_2$", "pruned", width=3.6, size=11)
+        out = art.box(41.8, y, "$Y$", "frozen", width=2.6)
+        for before, after in ((x, first), (z, relu), (a, second)):
+            art.arrow(before, after)
+        for before, after in ((first, z), (relu, a), (second, out)):
+            art.arrow(before, after, role="wrong", dashed=True)
+        for place, note in zip((18.5, 29.5, 39.4), notes, strict=True):
+            art.text(place, y + 2.3, note, size=8)
+    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}
+    art.legend(6, 1.2, {**roles, "wrong": "a penalty, no equality"}, step=8)
+    return art.figure, (
+        "The chain inputs X, W1, z, ReLU, a, W2, outputs Y, twice. With SparseLLM z and a are free,"
+        " and three penalties tie them: alpha z to W1 X + b1, gamma a to ReLU(z), beta W2 a to Y."
+        " With local pruning z and a are frozen at their dense values, so that the gamma term is 0"
+        " and the other two are the errors of the two matrices, each on its own."
+    )
+
+
+def sparsellm_loop() -> Drawing:
+    """07: one epoch of the loop."""
+    art, y = Schematic(44, 12.5), 7.6
+    steps = (
+        ("1  fit $W_1$ to $z$\nand $W_2$ to $a$,\nby regression", "plain"),
+        ("2  prune both,\nby SparseGPT", "pruned"),
+        ("3  move $a$: mend a part\nof what the output lacks", "free"),
+        ("4  move $z$: between\n$W_1X+b_1$ and what\n$a$ asks for", "free"),
+    )
+    boxes = [
+        art.box(5.4 + 11 * place, y, words, role, width=9.2, height=4.2, size=8)
+        for place, (words, role) in enumerate(steps)
+    ]
+    for before, after in zip(boxes, boxes[1:], strict=False):
+        art.arrow(before, after)
+    art.line((38.4, y - 2.1), (38.4, y - 3.7), (5.4, y - 3.7))
+    art.arrow((5.4, y - 3.7), (5.4, y - 2.1))
+    art.text(21.9, y - 3.1, "next epoch", size=8)
+    art.text(5.4, y + 3.4, "start: $z$ and $a$ of the dense model", size=8)
+    roles = {"pruned": "gets zeros", "free": "auxiliary variables move"}
+    art.legend(11, 1, roles, step=10)
+    return art.figure, (
+        "One epoch of the loop. Fit W1 to z and W2 to a by regression, prune both, move a so that"
+        " it mends a part of what the output lacks, move z to a place between what W1 gives and"
+        " what a asks for. The first epoch starts from z and a of the dense model."
     )

@@ -10,6 +10,101 @@ from torch import Tensor
 
 from .. import viz
 
+# 01 What a pruned model loses
+
+
+def predictions_of_toy(said: Tensor, came: Tensor, words: list[str]) -> Figure:
+    """01: probabilities [predictions, V] of the toy, the token that came [predictions] in a
+    frame."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(3.6, 3))
+        framed = range(said.shape[1]) == came[:, None].numpy()
+        viz.numbers(axis, said, "probability of each token", highlight=framed, digits=3)
+        axis.set(xticks=range(len(words)), xticklabels=words, ylabel="prediction")
+        axis.set_yticks(range(len(said)))
+    return figure
+
+
+def draw_cut(figure: Figure, weight: Tensor, mask: Tensor, name: str) -> None:
+    """01: into a figure, the weights [r, c] that stay and that go, and a corner of the mask."""
+    left, right = figure.subplots(1, 2, width_ratios=[1.4, 1])
+    bins = {"bins": 64, "range": [each * weight.std().item() for each in (-4, 4)]}
+    left.hist(weight[~mask].numpy(), color="#cccccc", label="go", **bins)
+    left.hist(weight[mask].numpy(), color="#0072B2", label="stay", **bins)
+    left.set(xlabel="weight", yticks=[], title=name)
+    left.locator_params(axis="x", nbins=4)
+    left.legend(fontsize=8)
+    viz.draw_mask(right, mask, "mask, upper left corner")
+
+
+def perplexity_by_zeros(values: dict[int, float], counting: float) -> Figure:
+    """01: perplexity by % of zeros, magnitude; that of a table of counts as a line."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6, 3.4))
+        look = viz.line_style(*viz.STYLES["magnitude"])
+        axis.plot([*values], [*values.values()], label="magnitude", **look)
+        dense = viz.line_style(*viz.STYLES["dense"])
+        axis.axhline(values[0], label=f"dense: {values[0]:.0f}", **dense)
+        label = f"table of counts: {counting:.0f}"
+        axis.axhline(counting, color="#777777", linestyle="-.", label=label)
+        axis.set(yscale="log", xlabel="zeros (%)", ylabel="perplexity", xticks=[*values])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.legend()
+    return figure
+
+
+def windows_paired(dense: Tensor, pruned: dict[int, Tensor]) -> Figure:
+    """01: the mean losses [K] of the windows, pruned against dense, one panel a % of zeros."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(pruned), figsize=(8, 3.4), sharey=True)
+        for axis, (zeros, losses) in zip(axes, pruned.items(), strict=True):
+            axis.axline([dense.mean()] * 2, slope=1, color="black", linestyle=":", label="equal")
+            axis.scatter(dense, losses, color=viz.STYLES["magnitude"][0], s=16)
+            axis.set(xlabel="dense: mean loss of a window", title=f"{zeros} % zeros")
+        axes[0].set_ylabel("pruned: the same window")
+        axes[0].legend()
+    return figure
+
+
+def draw_pairs(figure: Figure, change: float, errors: list[float], windows: int, zeros: int):
+    """01: into a figure, a difference of losses with the errors of dense, pruned and paired."""
+    axis = figure.subplots()
+    axis.errorbar([0, change, change], [2, 1, 0], xerr=errors, fmt="o", color="#0072B2", capsize=5)
+    axis.axvline(0, color="black", linestyle=":")
+    names = ["difference, paired", f"{zeros} % zeros, own error", "dense, own error"]
+    axis.set(ylim=(-0.5, 2.5), yticks=[0, 1, 2], yticklabels=names, title=f"{windows} windows")
+    axis.set_xlabel("mean loss above dense (nats)")
+    axis.locator_params(axis="x", nbins=4)
+
+
+def changes_by_kind(changes: dict[str, Tensor]) -> Figure:
+    """01: distributions of the change of a token's loss, by kind of token."""
+    looks = zip(("#0072B2", "#D55E00", "#666666"), ("-", "--", ":"), strict=True)
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6.4, 3.2))
+        for (kind, change), (colour, line) in zip(changes.items(), looks, strict=True):
+            look = {"color": colour, "linestyle": line, "linewidth": 1.8, "label": kind}
+            shape = {"bins": 60, "range": (-4, 8), "density": True, "histtype": "step"}
+            axis.hist(change.numpy(), **shape, **look)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(xlabel="change of a token's loss at 70 % zeros (nats)", ylabel="density")
+        axis.legend()
+    return figure
+
+
+def scan(alone: list[tuple[float, float]], whole: float) -> Figure:
+    """01: excess loss and its error, each block pruned alone; that of all together as a line."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6, 3))
+        means, errors = ([float(each) for each in part] for part in zip(*alone, strict=True))
+        axis.bar(range(len(alone)), means, yerr=errors, color="#D55E00", capsize=3)
+        axis.axhline(whole, color="black", linestyle=":", label="all blocks together")
+        axis.set(xlabel="the only block that is pruned", ylabel="excess loss (nats)")
+        axis.set_xticks(range(len(alone)))
+        axis.legend()
+    return figure
+
+
 # 02 The local objective
 
 
@@ -234,3 +329,243 @@ def damping(
     axis.legend(fontsize=8)
     shown = ", ".join(f"damping {damps[k]:g} {unseen[k]:.3f}" for k in (0, 2, 4, 5))
     return f"{title}, error on other text: {shown}"
+
+
+# 05 DSnoT and exact swaps
+
+
+def while_swapping(
+    cycles: list[int], sizes: dict[str, list[float]], errors: dict[str, list[float]]
+) -> Figure:
+    """05: mean |e| and the squared error after so many swaps, with and without the sign rule."""
+    with viz.style():
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3))
+        names = (r"mean $|e|$", r"$E$, as a share of $\|WX\|^2$")
+        for axis, series, words in zip(axes, (sizes, errors), names, strict=True):
+            viz.lines(axis, series, x=cycles, xlabel="swaps a row at most", ylabel=words)
+            axis.set_ylim(0, None)
+    return figure
+
+
+def two_parts(
+    names: list[str], before: list[tuple[float, float]], after: list[tuple[float, float]]
+) -> Figure:
+    """05: the mean part and the spread part of each matrix's error, before and after DSnoT, as
+    shares of the error before."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(8, 3))
+        looks = ((-0.2, "", "#666666", before), (0.2, ", after", viz.STYLES["dsnot"][0], after))
+        for shift, words, colour, parts in looks:
+            places = [place + shift for place in range(len(names))]
+            means, spreads = (
+                [pair[k] / sum(whole) for pair, whole in zip(parts, before, strict=True)]
+                for k in (0, 1)
+            )
+            axis.bar(places, spreads, 0.38, color=colour, label=f"spread part{words}")
+            look = {"color": "white", "hatch": "////", "edgecolor": colour}
+            axis.bar(places, means, 0.38, bottom=spreads, label=f"mean part{words}", **look)
+        axis.axhline(1, color="black", linestyle=":", linewidth=1)
+        axis.set_xticks(range(len(names)), names)
+        axis.set(ylabel="$E$, Wanda's is 1", title="each matrix, before and after DSnoT")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def errors_and_perplexities(
+    errors: dict[str, list[float]], perplexities: dict[str, float], dense: float
+) -> Figure:
+    """05: the matrices' errors by block, and what the whole model makes of them."""
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.1), width_ratios=[3, 2])
+        viz.lines(left, errors, xlabel="block", ylabel="mean relative error")
+        left.set(ylim=(0, None), title="errors of the matrices")
+        for name, value in perplexities.items():
+            bar = right.bar(viz.LABELS[name], value, color=viz.STYLES[name][0])
+            right.bar_label(bar, fmt="%.0f")
+        right.axhline(dense, color="black", linestyle=":")
+        right.margins(y=0.12)
+        right.set(ylabel="perplexity", title=f"whole model (dotted: dense, {dense:.0f})")
+    return figure
+
+
+def one_change(
+    errors: dict[str, float], gaps: dict[str, float], recorded: dict[str, list[float]]
+) -> Figure:
+    """05: what each change does to the error of fc1 and to the loss of the model; `recorded`: the
+    loss with three draws of the calibration text."""
+    names, colour = [*errors], viz.STYLES["wanda"][0]
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+        left.barh(names, errors.values(), color=colour, height=0.55)
+        left.set(xlabel="relative error of fc1, mean of the blocks", title="what the matrices lose")
+        right.barh(names, gaps.values(), color=colour, height=0.55)
+        right.axvline(0, color="black", linewidth=1)
+        for place, name in enumerate(names):
+            values = recorded.get(name, [])
+            label = "recorded: three draws" if values and place == len(names) - 1 else None
+            right.plot(values, [place] * len(values), "o", color="black", mfc="none", label=label)
+        right.set(xlabel="loss against Wanda's (nats a token)", title="what the model loses")
+        right.legend(loc="lower right", fontsize=9)
+        left.invert_yaxis()
+        for axis in (left, right):
+            axis.grid(False, axis="y")
+    return figure
+
+
+# 07 SparseLLM for OPT
+
+
+def penalties_by_choice(weights: list[Tensor], kept: Tensor, terms: Tensor, names: list[str]):
+    """07: the toy's two matrices, and its penalty terms [choices, 3] for choices of z and a."""
+    with viz.style():
+        figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), width_ratios=[2, 3, 5])
+        viz.numbers(axes[0], weights[0], "$W_1$", mask=kept, digits=0)
+        viz.numbers(axes[1], weights[1], "$W_2$", digits=0)
+        viz.numbers(axes[2], terms, "the terms of (3), and their sum", digits=2)
+        columns = [r"$\alpha$ term", r"$\beta$ term", r"$\gamma$ term", "sum"]
+        axes[2].set(xticks=range(4), yticks=range(len(names)), aspect=0.5)
+        axes[2].set(xticklabels=columns, yticklabels=names)
+    return figure
+
+
+def around_minimum(walks: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """07: costs [lines, steps] on lines through a minimum, and the steps, a panel each."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(walks), figsize=(4.5 * len(walks), 2.7))
+        for axis, (title, (steps, costs)) in zip(axes, walks.items(), strict=True):
+            axis.plot(steps, costs.T, color="#0072B2", alpha=0.6)
+            axis.plot(0, 1, "o", color="#D55E00", label="the solution")
+            axis.set(title=title, xlabel="steps away from it", ylabel="cost, over its cost")
+            axis.set_xticks([steps[0].item(), 0, steps[-1].item()])
+            axis.legend(loc="upper center")
+    return figure
+
+
+def two_terms(ratios: Tensor, lacking: list[float], moved: list[float]) -> Figure:
+    """07: what the step for a pays in its two terms, by gamma/beta."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(5.4, 2.8))
+        blue, orange = (viz.STYLES[name][0] for name in ("sparsegpt", "sparsellm"))
+        axis.plot(ratios, lacking, "o-", color=blue, label="output still lacking")
+        axis.plot(ratios, moved, "v--", color=orange, label="move away from ReLU(z)")
+        axis.set(xscale="log", xlabel=r"$\gamma/\beta$", ylabel="relative size", ylim=(0, None))
+        axis.set_title("The step for $a$: mend the output or stay near ReLU(z)")
+        axis.legend()
+    return figure
+
+
+def cost_of_z(
+    figure: Figure, line: Tensor, costs: Tensor, branches: dict, best: tuple, title: str
+) -> None:
+    """07: the cost of one z, the minimum of each branch, and the lower one, (z, cost) each."""
+    axis = figure.subplots()
+    axis.plot(line, costs, color="#0072B2")
+    axis.plot(*zip(*branches.values(), strict=True), "o", color="#D55E00", mfc="white")
+    axis.plot(*best, "o", color="#D55E00")
+    for name, (z, cost) in branches.items():
+        axis.annotate(name, (z, cost), (0, 8), textcoords="offset points", ha="center")
+    axis.axvline(0, color="#999999", linewidth=0.8)
+    axis.set(xlabel="$z$", ylabel="cost (8)", ylim=(0, 24), title=title)
+
+
+def convergence(terms: Tensor, errors: list[float], unseen: list[float]) -> Figure:
+    """07: the penalty terms [3, epochs] and the true error of a network by epoch."""
+    epochs = range(len(errors))
+    names = (r"$\alpha$: $z$ against $W_1X+b_1$", r"$\beta$: $Y$ against $W_2a$")
+    names += (r"$\gamma$: $a$ against ReLU($z$)",)
+    looks = ("#0072B2", "o"), ("#E69F00", "v"), ("#009E73", "^")
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.1))
+        left.plot(epochs, terms.sum(0), "X-", color="#444444", label="sum")
+        for values, name, (colour, marker) in zip(terms, names, looks, strict=True):
+            left.plot(epochs, values, color=colour, marker=marker, label=name)
+        left.set(ylabel="penalty per token", ylim=(0, 1.45 * terms.sum(0).max()))
+        left.set_title("What the loop minimises")
+        right.plot(epochs, unseen, "s--", color="#D55E00", label="tokens that no step has seen")
+        right.plot(epochs, errors, "o-", color="#0072B2", label="calibration tokens")
+        right.set(ylabel="relative error of the network", ylim=(0, 1.4 * max(unseen)))
+        right.set_title("What we care about")
+        left.legend(fontsize=8, ncols=2, loc="upper center")
+        right.legend(fontsize=9)
+        for axis in (left, right):
+            axis.set(xlabel="epoch", xticks=epochs)
+    return figure
+
+
+def loop_by_block(first: list[float], last: list[float], scores: list[float], local: float):
+    """07: each network's error in the first and the last epoch, and the perplexity of the locally
+    pruned model with one network of the loop in it."""
+    blocks = range(len(first))
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
+        series = {"first epoch: SparseGPT": first, "last epoch": last}
+        for (label, values), name in zip(series.items(), ("sparsegpt", "sparsellm"), strict=True):
+            look = viz.line_style(*viz.STYLES[name])
+            left.plot(blocks, values, label=label, **look)
+        left.set(ylabel="relative error of the network", ylim=(0, 1.35 * max(first + last)))
+        left.set_title("Errors of the networks")
+        left.legend()
+        right.bar(blocks, scores, color=viz.STYLES["sparsellm"][0], width=0.6)
+        right.axhline(local, color=viz.STYLES["sparsegpt"][0], label="all networks by SparseGPT")
+        right.set(ylabel="perplexity", ylim=(0, 1.3 * max(scores)))
+        right.set_title("SparseGPT's model with one network of the loop")
+        right.legend()
+        for axis in (left, right):
+            axis.set(xlabel="block", xticks=blocks)
+    return figure
+
+
+def smallest_direction(values: Tensor, vector: Tensor, gamma: Tensor) -> Figure:
+    """07: eigenvalues over their mean, rising, and the eigenvector of the first against the unit
+    vector along 1/gamma, entry by entry."""
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
+        left.plot(values, ".", color="#0072B2", markersize=4)
+        left.plot(0, values[0], "o", color="#D55E00", label="the smallest")
+        left.set(yscale="log", xlabel="eigenvalues, rising", ylabel="over their mean")
+        left.set_title("Eigenvalues of $XX^T$")
+        left.legend(loc="lower right")
+        ends = torch.stack((gamma.min(), gamma.max()))
+        right.plot(ends, ends, color="#999999", label="equal")
+        right.plot(gamma, vector, ".", color="#D55E00", markersize=4, label="its eigenvector")
+        right.set(xlabel=r"$1/\gamma$, scaled to length 1", ylabel="entry of the eigenvector")
+        right.set_title("The smallest one's eigenvector")
+        right.legend()
+    return figure
+
+
+def fits_by_epoch(errors: dict[str, list[float]]) -> Figure:
+    """07: the error of one network by epoch, for several ways to fit W1."""
+    looks = (
+        ("#444444", "X", ":"),
+        ("#D55E00", "s", "--"),
+        ("#E69F00", "v", "-"),
+        ("#009E73", "^", "-"),
+    )
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6.4, 3))
+        for (label, values), look in zip(errors.items(), looks, strict=True):
+            axis.plot(values, label=label, **viz.line_style(*look))
+        axis.set(xlabel="epoch", ylabel="relative error of the network", xticks=range(len(values)))
+        axis.set(ylim=(0, 1.6 * max(map(max, errors.values()))))
+        axis.set_title("Four ways to fit $W_1$ in one block")
+        axis.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def recorded_rungs(excess: dict[str, float]) -> Figure:
+    """07: the loss above the dense model, a bar for each recorded change of SparseGPT."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7.4, 2.5))
+        methods = [
+            "sparsellm" if "SparseLLM" in name else "admm" if "ADMM" in name else "sparsegpt"
+            for name in excess
+        ]
+        colours = [viz.STYLES[method][0] for method in methods]
+        axis.barh(range(len(excess)), [*excess.values()], color=colours)
+        axis.set(yticks=range(len(excess)), yticklabels=excess)
+        axis.set(xlabel="loss above the dense model (nats a token)")
+        axis.set_title("Each change by itself; those with + on top of the one above")
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+    return figure

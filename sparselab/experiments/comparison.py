@@ -134,7 +134,7 @@ def demo(out: Path, readme: Path | None = None, quick: bool = False) -> None:
     print(f"\n{text}\n\nWhat they write:")
     for row in everything.itertuples():
         print(f"  {row.model}, {row.method} {row.sparsity:.0%}: {row.writes!r}")
-    following = "" if INSTALLED else " Next: `make lab` and notebooks/00_start_here.ipynb"
+    following = "" if INSTALLED else " Next: `make lab` opens the course."
     print(f"\nTable: {out / TABLE_FILE}. Figure: {out / FIGURE_FILE}.{following}")
 
 
