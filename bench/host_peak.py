@@ -1,16 +1,18 @@
 """What a streamed run holds in the host's memory, measured by the operating system, against a
 stated bound.
 
-    python bench/host_peak.py [--shape 1b] [--methods wanda,sparsegpt] [--samples 4] [--seqlen 128]
-    [--dtype float32]
-                              [--layers N] [--folder DIR] [--record FILE]
+    python bench/host_peak.py [--shape 1b] [--methods wanda,sparsellm,admm:guided] [--samples 4]
+                              [--seqlen 128] [--dtype float32] [--blocks N] [--layers N]
+                              [--folder DIR] [--record FILE]
 
 The bound: three blocks as the run holds them, the activations, and 1 GB for Python, torch, and what
 is outside the blocks. The model, of 3.3 GB in 16 bits, has LLaMA's shape and random weights
 (bench/llama13b.py makes it). Each run has a process of its own, so that its peak is its own. Pages
 of files mapped into memory count as well; the largest share of them is printed beside the peak.
-`--layers N` prunes the first N blocks and copies the others from file to file, one by one as well:
-the peak of a block does not depend on how many there are.
+`--layers N` prunes the first N blocks and copies the others from file to file, one by one as well,
+and `--blocks N` makes a model of so many: the peak of a block does not depend on how many there
+are. A method may be written as sweeps do, such as 'admm:guided;steps=2': steps take time, and no
+memory.
 """
 
 import argparse
@@ -35,12 +37,12 @@ def alone(work, *arguments):
         return pool.submit(work, *arguments).result()
 
 
-def make(folder: Path, shape: str) -> None:
+def make(folder: Path, shape: str, blocks: int | None) -> None:
     """The model's files, float16, one a block."""
     import torch
     from llama13b import make
 
-    make(folder, shape, None, torch.float16)
+    make(folder, shape, blocks, torch.float16)
 
 
 class MappedPages(threading.Thread):
@@ -61,7 +63,7 @@ class MappedPages(threading.Thread):
 
 
 def prune(
-    folder: Path, method: str, samples: int, seqlen: int, dtype: str, layers: int | None
+    folder: Path, name: str, samples: int, seqlen: int, dtype: str, layers: int | None
 ) -> dict:
     """Prune from files to files; bytes of a block, of the activations, and the peak."""
     pages = MappedPages()
@@ -70,8 +72,11 @@ def prune(
     from sparsegpt_solver import machine
 
     import sparselab as sl
+    from sparselab.engine.planning import peak
+    from sparselab.methods.registry import named_method
     from sparselab.runtime.memory import peak_bytes
 
+    method = named_method(name, "LLaMA")
     started = time.perf_counter()
     windows = torch.randint(0, 32000, (samples, seqlen), generator=torch.Generator().manual_seed(0))
     report = sl.prune(
@@ -92,7 +97,7 @@ def prune(
         "block": terms["next block, read ahead"][1],
         "activations": terms["activations"][1],
         "sparsity": report.sparsity,
-        "plan": sum(amount for _, amount in terms.values()),
+        "plan": peak(terms, "device"),
         "blocks": report.settings["blocks"],
         "solver": terms["statistics"][1] + terms["solver"][1],
         "machine": machine(),
@@ -137,6 +142,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--seqlen", type=int, default=128)
     parser.add_argument("--dtype", default="float32", help="of the run; the files are float16")
+    parser.add_argument("--blocks", type=int, help="of the model; default: the shape's")
     parser.add_argument("--layers", type=int, help="prune so many blocks")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "sparselab-bench"
@@ -148,10 +154,10 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Make the model, prune it by each method, and fail where a bound is missed."""
     args, missed = options(), False
-    model = args.folder / f"{args.shape}-all-float16"
+    model = args.folder / f"{args.shape}-{args.blocks or 'all'}-float16"
     if not (model / "config.json").exists():
         shutil.rmtree(model, ignore_errors=True)
-        alone(make, model, args.shape)
+        alone(make, model, args.shape, args.blocks)
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     for method in args.methods.split(","):
         for leftover in ("out", "out.part"):

@@ -2,7 +2,10 @@
 the final bits.
 
     python bench/kills.py [--model opt-mini] [--kills 20] [--method sparsegpt] [--samples 8]
-    [--seqlen 256]
+                          [--seqlen 256]
+
+A method may be written as the command line takes it: admm:guided, sparsegpt:reconstruct=tm. Many
+more kills an hour, of tiny models, by all of it: python bench/soak.py --kinds kill.
 
 Each run starts as a process of its own and is killed after a random share of the time that an
 unbroken run takes; when one survives, its result is compared with the unbroken one, removed, and

@@ -48,6 +48,11 @@ METHODS = {
     "SparseLLM": {"epochs": [1, 2, 0, 1.5], "alpha": [0.1, 5, float("nan")], "ridge": [0.01, -1]},
 }
 SPARSITIES = [0, 0.3, 0.5, 0.77, 0.999, "2:4", "4:8", "1:4", "3:4", 1.0, -0.1, float("nan"), "4:2"]
+GRADIENTS = {  # what a killed run does beside its method
+    "": {},
+    ", guided": {"fisher": True, "divide": True, "targets": "dense-stream"},
+    ", tuned": {"reconstruct": sl.Reconstruction(epochs=1, batch=2, unit="sublayer")},
+}
 
 
 class Fault(Exception):
@@ -210,6 +215,8 @@ def kill_trial(rng: random.Random, base: Path) -> str:
     folder, windows = write_folder(model, base / "model"), tiny_windows(rng)
     name = rng.choice(["Magnitude", "Wanda", "SparseGPT", "ADMM", "SparseLLM"])
     call = {"method": (name, {}), "sparsity": rng.choice([0.5, 0.77, "2:4"]), "progress": False}
+    gradients = rng.choice([*GRADIENTS])
+    call |= GRADIENTS[gradients]
     started = time.perf_counter()
     prune(folder, windows, call, out=base / "whole")
     seconds, kills = time.perf_counter() - started, 0
@@ -230,7 +237,7 @@ def kill_trial(rng: random.Random, base: Path) -> str:
     litter = {*os.listdir(base / "out")} ^ {*os.listdir(base / "whole")}
     if litter - {"sparselab-manifest.json"} or (base / "out.part").exists():
         raise Fault(f"{call}: litter {litter} after {kills} kills")
-    return f"{kills} kills"
+    return f"{kills} kills of {name}{gradients}"
 
 
 def _wait_for_a_write(pid: int, part: Path, rng: random.Random) -> None:
@@ -344,11 +351,14 @@ def page(counts: dict, faults: list[str], seed: int, minutes: float) -> str:
         "| --- | ---: | --- |",
     ]
     for kind, found in counts.items():
-        kills = sum(
-            int(key.split()[0]) * count for key, count in found.items() if key.endswith("kills")
-        )
+        kills = collections.Counter()
+        for key, count in found.items():
+            number, is_kill, of = key.partition(" kills")
+            if is_kill:
+                kills[of] += int(number) * count
         others = [f"{key} {count}" for key, count in sorted(found.items()) if "kills" not in key]
-        words = ", ".join(others + ([f"{kills} kills in all"] if kills else []))
+        each = [f"{count} kills{of}" for of, count in sorted(kills.items())]
+        words = "; ".join(others + each)
         lines.append(f"| {kind} | {sum(found.values())} | {words} |")
     lines += ["", f"Faults: {len(faults)}."]
     lines += [f"- {fault}" for fault in faults]
