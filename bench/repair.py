@@ -1,7 +1,7 @@
 """What SparseGPT's gain is made of: its mask and its repair, one with and without the other, judged
 by the whole model's perplexity.
 
-    python bench/repair.py --model smollm2-135m --samples 32 --windows 32
+    python bench/repair.py --model smollm2-135m --blocks 10 --samples 16 --windows 16
 
 Two masks, Wanda's and SparseGPT's, and for each two sets of kept weights: as they were ("stay"), or
 moved by SparseGPT's column loop ("moved"). Lesson 04 shows the rows of smollm2-135m and makes those
@@ -57,9 +57,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--sparsity", default="0.7")
+    parser.add_argument("--blocks", type=int, help="prune only so many blocks, the first ones")
     parser.add_argument("--out", type=Path, default=Path("bench/repair.csv"))
     args = parser.parse_args()
     sweep = Sweep(
@@ -69,6 +70,7 @@ def main() -> None:
         seqlen=256,
         texts=("demo",),
         windows=args.windows,
+        layers=range(args.blocks) if args.blocks else None,
     )
     model, tokenizer = sl.load(sweep.model)
     windows = sl.calibration(tokenizer, sweep.corpus, samples=sweep.samples, seqlen=sweep.seqlen)
@@ -84,7 +86,8 @@ def main() -> None:
     for mask, moved in missing:
         restore(model, weights)
         method = MaskAndWeights(mask=mask, moved=moved)
-        report = sl.prune(model, windows, method=method, sparsity=args.sparsity, progress=False)
+        asked = {"sparsity": args.sparsity, "layers": sweep.layers}
+        report = sl.prune(model, windows, method=method, progress=False, **asked)
         job = {"seed": 0, "pattern": args.sparsity, "method": name_of_run(mask, moved)}
         rows = sweep.evaluate(model, report, dense, **job)
         append(args.out, rows)
