@@ -172,72 +172,7 @@ def _row(seed: int, c: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return weight[0], torch.randperm(c, generator=torch.Generator().manual_seed(seed)) < kept, gram
 
 
-# 02.4: a running mean over batches
-def mean_gram(batches):
-    """The mean of x x^T over all tokens, G / N [c, c], from batches [..., tokens, c]."""
-    gram, seen = 0, 0
-    for batch in batches:
-        x = batch.flatten(0, -2).T
-        new = x.shape[1]
-        gram = gram * seen / (seen + new) + x @ x.T / (seen + new)
-        seen += new
-    return gram
-
-
-def _gram_at_once(batches):
-    x = torch.cat([batch.flatten(0, -2) for batch in batches])
-    return x.T @ x / len(x)
-
-
-def _never_added(batches):
-    """The Gram matrix is still zero: the sum is computed and thrown away. Assign it."""
-    return torch.zeros(batches[0].shape[-1], batches[0].shape[-1])
-
-
-def _only_the_last(batches):
-    """Only the last batch is left: you replaced the old mean in place of adding to it."""
-    x = batches[-1].flatten(0, -2)
-    return x.T @ x / sum(len(batch.flatten(0, -2)) for batch in batches)
-
-
-def _not_rescaled(batches):
-    """The old mean keeps its full weight when a batch is added. Scale it by seen / (seen + new)
-    first."""
-    gram, seen = 0, 0
-    for batch in batches:
-        x = batch.flatten(0, -2)
-        seen += len(x)
-        gram = gram + x.T @ x / seen
-    return gram
-
-
-def _counted_too_early(batches):
-    """You counted the batch before you scaled the old mean, so the old mean weighs too much."""
-    gram, seen = 0, 0
-    for batch in batches:
-        x = batch.flatten(0, -2)
-        seen += len(x)
-        gram = gram * seen / (seen + len(x)) + x.T @ x / seen
-    return gram
-
-
-def _the_sum(batches):
-    """That is the sum over all tokens; their mean is asked for."""
-    return _gram_at_once(batches) * sum(len(batch.flatten(0, -2)) for batch in batches)
-
-
-def _counted_windows(batches):
-    """You divided by the number of windows. The mean is over tokens: count the columns of x."""
-    x = torch.cat([batch.flatten(0, -2) for batch in batches])
-    return x.T @ x / sum(map(len, batches))
-
-
-def _batches(seed: int, sizes: tuple[int, ...], c: int) -> tuple[list[Tensor]]:
-    draw = torch.Generator().manual_seed(seed)
-    return ([torch.randn(size, 7, c, generator=draw) for size in sizes],)
-
-
-# 02.5 to 02.8: the block loop, tried on a block of two linears and on a model of three blocks.
+# 02.4 to 02.7: the block loop, tried on a block of two linears and on a model of three blocks.
 class _Block(nn.Module):
     """Two linears; like a real block it needs more than its hidden states, and flattens them before
     its first linear."""
@@ -276,7 +211,7 @@ def _linears(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
 
 
-# 02.5: the inputs of all linears of a block
+# 02.4: the inputs of all linears of a block
 def capture_inputs(block, run):
     """The inputs X [c, N] of every linear of a block by its name, while run() runs the block."""
     seen = {name: [] for name in _linears(block)}
@@ -383,7 +318,7 @@ def _try_capture(capture: Callable, seed: int) -> dict:
     return found if found is None else {"the inputs": found, "hooks left": sum(left)}
 
 
-# 02.6: the block again, on all windows
+# 02.5: the block again, on all windows
 @torch.no_grad()
 def replay(block, hidden, rest):
     """The block's outputs, one for each window of hidden states."""
@@ -458,7 +393,7 @@ def _try_replay(replay: Callable, seed: int) -> dict | None:
     }
 
 
-# 02.7: the matrices of a block
+# 02.6: the matrices of a block
 def prune_block(block, inputs, prune_layer):
     """Every linear of the block gets the weight that prune_layer(weight, X) makes of its own."""
     for name, x in inputs.items():
@@ -516,7 +451,7 @@ def _try_prune_block(prune_block: Callable, seed: int) -> dict[str, Tensor]:
     return {f"the weight of {name}": block.get_submodule(name).weight.detach() for name in inputs}
 
 
-# 02.8: the whole model
+# 02.7: the whole model
 def first_inputs(model, windows):
     """The hidden states that the first block receives, a window each, and all else that the model
     calls its blocks with."""
@@ -669,6 +604,71 @@ def _as_matrix(mine: Tensor, expected: Tensor) -> Figure:
     return viz.beside(mine, expected, "G / N")
 
 
+# 02.8: a running mean over batches
+def mean_gram(batches):
+    """The mean of x x^T over all tokens, G / N [c, c], from batches [..., tokens, c]."""
+    gram, seen = 0, 0
+    for batch in batches:
+        x = batch.flatten(0, -2).T
+        new = x.shape[1]
+        gram = gram * seen / (seen + new) + x @ x.T / (seen + new)
+        seen += new
+    return gram
+
+
+def _gram_at_once(batches):
+    x = torch.cat([batch.flatten(0, -2) for batch in batches])
+    return x.T @ x / len(x)
+
+
+def _never_added(batches):
+    """The Gram matrix is still zero: the sum is computed and thrown away. Assign it."""
+    return torch.zeros(batches[0].shape[-1], batches[0].shape[-1])
+
+
+def _only_the_last(batches):
+    """Only the last batch is left: you replaced the old mean in place of adding to it."""
+    x = batches[-1].flatten(0, -2)
+    return x.T @ x / sum(len(batch.flatten(0, -2)) for batch in batches)
+
+
+def _not_rescaled(batches):
+    """The old mean keeps its full weight when a batch is added. Scale it by seen / (seen + new)
+    first."""
+    gram, seen = 0, 0
+    for batch in batches:
+        x = batch.flatten(0, -2)
+        seen += len(x)
+        gram = gram + x.T @ x / seen
+    return gram
+
+
+def _counted_too_early(batches):
+    """You counted the batch before you scaled the old mean, so the old mean weighs too much."""
+    gram, seen = 0, 0
+    for batch in batches:
+        x = batch.flatten(0, -2)
+        seen += len(x)
+        gram = gram * seen / (seen + len(x)) + x.T @ x / seen
+    return gram
+
+
+def _the_sum(batches):
+    """That is the sum over all tokens; their mean is asked for."""
+    return _gram_at_once(batches) * sum(len(batch.flatten(0, -2)) for batch in batches)
+
+
+def _counted_windows(batches):
+    """You divided by the number of windows. The mean is over tokens: count the columns of x."""
+    x = torch.cat([batch.flatten(0, -2) for batch in batches])
+    return x.T @ x / sum(map(len, batches))
+
+
+def _batches(seed: int, sizes: tuple[int, ...], c: int) -> tuple[list[Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    return ([torch.randn(size, 7, c, generator=draw) for size in sizes],)
+
+
 # 02.9: what a mask costs after the best refit
 def price(row, mask, gram):
     """What a mask costs after the best refit, without refitting."""
@@ -733,23 +733,6 @@ EXERCISES = {
         quiet=True,
     ),
     "02.4": Exercise(
-        mean_gram,
-        (_batches(11, (2, 3, 1), 4), _batches(12, (1, 1, 1, 1), 3)),
-        mistakes(
-            _never_added,
-            _only_the_last,
-            _not_rescaled,
-            _counted_too_early,
-            _the_sum,
-            _counted_windows,
-        ),
-        right=(_gram_at_once,),
-        kind="find-the-bug",
-        minutes=4,
-        draw=_as_matrix,
-        quiet=True,
-    ),
-    "02.5": Exercise(
         capture_inputs,
         ((31,), (41,)),
         mistakes(
@@ -768,7 +751,7 @@ EXERCISES = {
         draw=_first_captured,
         quiet=True,
     ),
-    "02.6": Exercise(
+    "02.5": Exercise(
         replay,
         ((51,), (61,)),
         mistakes(
@@ -785,7 +768,7 @@ EXERCISES = {
         draw=_first_output,
         quiet=True,
     ),
-    "02.7": Exercise(
+    "02.6": Exercise(
         prune_block,
         ((71,), (81,)),
         mistakes(
@@ -802,7 +785,7 @@ EXERCISES = {
         draw=_first_weight,
         quiet=True,
     ),
-    "02.8": Exercise(
+    "02.7": Exercise(
         prune_model,
         ((91,),),
         mistakes(
@@ -817,6 +800,23 @@ EXERCISES = {
         minutes=8,
         trial=_try_prune_model,
         draw=_inputs_by_block,
+        quiet=True,
+    ),
+    "02.8": Exercise(
+        mean_gram,
+        (_batches(11, (2, 3, 1), 4), _batches(12, (1, 1, 1, 1), 3)),
+        mistakes(
+            _never_added,
+            _only_the_last,
+            _not_rescaled,
+            _counted_too_early,
+            _the_sum,
+            _counted_windows,
+        ),
+        right=(_gram_at_once,),
+        kind="find-the-bug",
+        minutes=4,
+        draw=_as_matrix,
         quiet=True,
     ),
     "02.9": Exercise(
