@@ -26,7 +26,8 @@ AT_THE_POINT = [  # lessons whose exercises stand where their functions are need
     if all(exercise.quiet for exercise in course.exercises_of(number).values())
 ]
 STUB = re.compile(  # a function without a body, or a value that is to be written
-    r"(?:def (?P<function>\w+)\([^`]*?\):[^\n]*\n    \.\.\.[^\n]*\n\n|(?P<value>\w+) = \.\.\.[^\n]*\n+)"
+    r"(?:def (?P<function>\w+)\([^`]*?\):[^\n]*\n    \.\.\.[^\n]*\n\n"
+    r"|(?P<value>\w+) = \.\.\.[^\n]*\n+)"
     r"(?P<name>\w+) = course\.check\(\"(?P<key>[\d.]+)\", (?P=name)\)"
 )
 
