@@ -59,11 +59,12 @@ doctor: setup
 notebooks: setup
 	$(BIN)/python -m tools.execute_notebooks notebooks/*.ipynb
 	$(BIN)/python -m tools.execute_notebooks --costs notebooks/*.ipynb
+	$(BIN)/python -m tools.course_map README.md
 
-# The long sweeps behind the README's tables and notebook 09: half a day on two cores; broken off, they go on.
+# The long sweeps behind the tables of docs/results.md and notebook 09: half a day on two cores; broken off, they go on.
 tables: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/sweeps.sh
-	$(BIN)/python -m sparselab tables --readme README.md
+	$(BIN)/python -m sparselab tables --page docs/results.md
 
 # The zero-shot accuracies of notebook 10: half an hour on one core; SPARSELAB_DATA names the folder that holds zeroshot/.
 zeroshot: setup
@@ -79,9 +80,9 @@ figures: setup
 figures-page: setup
 	$(BIN)/python -m sparselab figure --page
 
-# What of the papers' claims held, by the recorded rows, into both READMEs.
+# What of the papers' claims held, by the recorded rows, into the page of the course.
 verdicts: setup
-	$(BIN)/python -m sparselab verdicts --readme README.md --page notebooks/README.md
+	$(BIN)/python -m sparselab verdicts --page notebooks/README.md
 
 # The course as a site that needs no network, in build/site/index.html. SITE_REPOSITORY=https://github.com/OWNER/NAME adds
 # buttons that open a lesson on Binder or Colab.

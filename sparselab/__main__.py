@@ -522,45 +522,41 @@ def students(*, out: Path = Path("build/students"), notebooks: Path | None = Non
     print(write_student_editions(files, out))
 
 
-def tables(*, folder: Path = Path("bench"), readme: Path | None = None) -> None:
+def tables(*, folder: Path = Path("bench"), page: Path | None = None) -> None:
     """Write the results of recorded sweeps into tables.md in their folder.
 
     Parameters
     ----------
     folder
         Folder of the sweeps' CSV files.
-    readme
+    page
         Put the main tables between the markers of this file too.
     """
-    from .experiments.tables import insert, page
+    from .experiments.tables import insert, written
 
-    text = page(folder)
+    text = written(folder)
     if not text:
         raise SparselabError(
             f"{folder} holds no table of a sweep. Name the folder of the CSV files with --folder."
         )
     (folder / "tables.md").write_text(text + "\n", encoding="utf8")
-    if readme:
-        insert(readme, page(folder, texts=1), "tables")
+    if page:
+        insert(page, written(folder, texts=1), "tables")
     print(text)
 
 
-def verdicts(*, readme: Path | None = None, page: Path | None = None) -> None:
+def verdicts(*, page: Path | None = None) -> None:
     """Say what of the papers' claims held here, by the recorded rows.
 
     Parameters
     ----------
-    readme
-        Put claims and verdicts between the markers of this file too.
     page
-        Put them there with the numbers that they stand on.
+        Put them between the markers of this file too.
     """
     from .experiments.tables import insert
     from .experiments.verdicts import table_of, verdicts_of
 
     found = verdicts_of()
-    if readme:
-        insert(readme, table_of(found, numbers=False), "verdicts")
     if page:
         insert(page, table_of(found), "verdicts")
     print(table_of(found))

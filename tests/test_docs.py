@@ -14,6 +14,11 @@ PAGES = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/methods.md",
+    "docs/results.md",
+    "docs/large-models.md",
+    "docs/several-gpus.md",
+    "docs/evaluation.md",
     "docs/several-gpus.md",
     "notebooks/README.md",
 )

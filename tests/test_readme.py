@@ -5,7 +5,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from sparselab.experiments.tables import BEGIN, END, insert, page
+from sparselab.experiments.tables import BEGIN, END, insert, written
+from tools.course_map import course_map
 
 README = (ROOT / "README.md").read_text()
 
@@ -39,9 +40,19 @@ def test_insert_replaces_what_stood_between_the_markers(tmp_path):
 
 
 def test_the_tables_are_the_recorded_sweeps():
-    table = README.split(BEGIN.format("tables"))[1].split(END)[0]
-    assert table.strip() == page(ROOT / "bench", texts=1).strip()
-    assert (ROOT / "bench" / "tables.md").read_text().strip() == page(ROOT / "bench").strip()
+    results = (ROOT / "docs" / "results.md").read_text()
+    table = results.split(BEGIN.format("tables"))[1].split(END)[0]
+    assert table.strip() == written(ROOT / "bench", texts=1).strip()
+    assert (ROOT / "bench" / "tables.md").read_text().strip() == written(ROOT / "bench").strip()
+
+
+def test_the_map_of_the_course_is_the_lessons():
+    table = README.split(BEGIN.format("notebooks"))[1].split(END)[0]
+    assert table.strip() == course_map()
+
+
+def test_it_stays_short():
+    assert len(README.splitlines()) <= 120
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):

@@ -202,4 +202,3 @@ def test_the_pages_hold_the_verdicts_of_the_recorded_rows():
 
     found = verdicts.verdicts_of()
     assert verdicts.table_of(found) in (ROOT / "notebooks" / "README.md").read_text()
-    assert verdicts.table_of(found, numbers=False) in (ROOT / "README.md").read_text()

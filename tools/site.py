@@ -25,6 +25,10 @@ PARTS = {  # of the lessons, up to and with the number
 }
 PAGES = {  # what is not a lesson: file, and its name on the site
     "notebooks/README.md": "verdicts.md",
+    "docs/methods.md": "methods.md",
+    "docs/results.md": "results.md",
+    "docs/evaluation.md": "evaluation.md",
+    "docs/large-models.md": "large-models.md",
     "docs/architecture.md": "architecture.md",
     "docs/several-gpus.md": "several-gpus.md",
 }

@@ -54,7 +54,7 @@ def _shares_of(excess: pd.DataFrame, base: str) -> pd.DataFrame:
     return excess.div(excess[base], axis=0)
 
 
-def page(folder: Path, texts: int | None = None) -> str:
+def written(folder: Path, texts: int | None = None) -> str:
     """The tables of a folder of sweeps, those there are: the first so many texts of each (None:
     all), then the seeds."""
     parts = []
