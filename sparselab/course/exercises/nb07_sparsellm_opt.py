@@ -1,27 +1,466 @@
 """The exercises of notebook 07."""
 
+from collections.abc import Callable
+
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
 
+from ... import viz
+from ...models.architecture import blocks_of
 from .checking import Exercise, mistakes, normal
-
-# 07.1: one unit and one token, by hand
-BY_HAND = Exercise(
-    1.0,
-    wrong={
-        "that is the branch z <= 0, where z keeps m: its cost is a^2 = 9. Look at the other "
-        "branch, it costs 8.": (-1.0),
-        "z = a leaves the gamma term at 0 and pays (3 + 1)^2 = 16 for it in the alpha term.": 3.0,
-        "z = 0 is the border of the two branches, and the minimum of neither: inside each, one "
-        "can do better.": (0.0),
-        "the distance of a and m is halved, and their mean is asked for: m is negative.": 2.0,
-    },
-    kind="warm-up",
-    minutes=3,
-)
+from .nb02_local_objective import capture_inputs, first_inputs, prune_block, replay
 
 
-# 07.2: the step for z with a leaky ReLU
-def _leaky(a, m, slope, alpha, gamma):
+# 07.1: the step for a matrix
+def matrix_step(weight, target, inputs, ridge=1e-6):
+    """The matrix [r, c] that best makes the target [r, N] of the inputs [c, N], near the weight."""
+    gram = inputs @ inputs.T
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    missing = target - weight @ inputs
+    return weight + torch.linalg.solve(damped, inputs @ missing.T).T
+
+
+def _matrix_step_stacked(weight, target, inputs, ridge=1e-6):
+    """Least squares with extra rows that ask for no change."""
+    share = ridge * inputs.square().sum(1).mean()
+    rows = torch.cat([inputs.T, share.sqrt() * torch.eye(len(inputs))])
+    missing = torch.cat([(target - weight @ inputs).T, torch.zeros(len(inputs), len(weight))])
+    return weight + torch.linalg.lstsq(rows, missing).solution.T
+
+
+def _drawn_to_zero(weight, target, inputs, ridge=1e-6):
+    """Your ridge draws the matrix towards 0. Equation (5) draws it towards the dense weight: fit
+    what W leaves over, T - W X, and add W."""
+    return matrix_step(0 * weight, target, inputs, ridge)
+
+
+def _change_alone(weight, target, inputs, ridge=1e-6):
+    """That is only the change of the matrix: add the weight W to it."""
+    return matrix_step(weight, target, inputs, ridge) - weight
+
+
+def _ridge_not_scaled(weight, target, inputs, ridge=1e-6):
+    """The ridge is a share of the mean of the diagonal of X X^T; you added the bare number."""
+    gram = inputs @ inputs.T
+    change = torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram)), inputs @ (target - weight @ inputs).T
+    )
+    return weight + change.T
+
+
+def _ridge_missing(weight, target, inputs, ridge=1e-6):
+    """You left the ridge out: without it X X^T may have no inverse."""
+    return matrix_step(weight, target, inputs, 0.0)
+
+
+def _ridge_everywhere(weight, target, inputs, ridge=1e-6):
+    """You added the ridge to every entry of X X^T. It belongs on the diagonal: multiply it by
+    torch.eye."""
+    gram = inputs @ inputs.T
+    damped = gram + ridge * gram.diagonal().mean()
+    return weight + torch.linalg.solve(damped, inputs @ (target - weight @ inputs).T).T
+
+
+def _solved_from_the_wrong_side(weight, target, inputs, ridge=1e-6):
+    """torch.linalg.solve(A, B) needs as many rows in B as in A: transpose, solve for X (T - W X)^T,
+    and transpose the result."""
+    gram = inputs @ inputs.T
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    return weight + torch.linalg.solve(damped, (target - weight @ inputs) @ inputs.T)
+
+
+def _regression(seed: int, r: int, c: int, ridge: float) -> tuple[Tensor, Tensor, Tensor, float]:
+    """A weight, a target that it misses, and inputs whose norms differ."""
+    inputs = normal(c, 30, seed=seed) * torch.linspace(0.5, 3, c)[:, None]
+    return normal(r, c, seed=seed + 1), normal(r, 30, seed=seed + 2, scale=3.0), inputs, ridge
+
+
+# 07.2: the step for the activations
+def activation_step(z, Y, W2, beta=1.0, gamma=1.0):
+    """The activations a [f, N] that minimise the beta and the gamma term, of z [f, N], Y [d, N] and
+    W2 [d, f]."""
+    phi = z.relu()
+    inner = W2 @ W2.T + gamma / beta * torch.eye(len(W2))
+    return phi + W2.T @ torch.linalg.solve(inner, Y - W2 @ phi)
+
+
+def _activation_step_directly(z, Y, W2, beta=1.0, gamma=1.0):
+    """The normal equations as they stand."""
+    left = beta * W2.T @ W2 + gamma * torch.eye(W2.shape[1])
+    return torch.linalg.solve(left, beta * W2.T @ Y + gamma * z.relu())
+
+
+def _without_relu(z, Y, W2, beta=1.0, gamma=1.0):
+    """The gamma term compares a with ReLU(z), and you took z itself."""
+    inner = W2 @ W2.T + gamma / beta * torch.eye(len(W2))
+    return z + W2.T @ torch.linalg.solve(inner, Y - W2 @ z)
+
+
+def _ratio_upside_down(z, Y, W2, beta=1.0, gamma=1.0):
+    """The ratio is upside down: with a large gamma the activations must stay near ReLU(z), and
+    yours move the more."""
+    return activation_step(z, Y, W2, gamma, beta)
+
+
+def _wrong_sign(z, Y, W2, beta=1.0, gamma=1.0):
+    """The correction has the wrong sign: it must add what the output lacks, Y - W2 ReLU(z)."""
+    return 2 * z.relu() - activation_step(z, Y, W2, beta, gamma)
+
+
+def _correction_alone(z, Y, W2, beta=1.0, gamma=1.0):
+    """That is only the correction: add ReLU(z) to it."""
+    return activation_step(z, Y, W2, beta, gamma) - z.relu()
+
+
+def _whole_output(z, Y, W2, beta=1.0, gamma=1.0):
+    """You corrected by the whole output Y. Only what is lacking counts, Y - W2 ReLU(z)."""
+    inner = W2 @ W2.T + gamma / beta * torch.eye(len(W2))
+    return z.relu() + W2.T @ torch.linalg.solve(inner, Y)
+
+
+def _activations(seed: int, beta: float, gamma: float) -> tuple:
+    return (
+        normal(6, 5, seed=seed),
+        normal(3, 5, seed=seed + 1),
+        normal(3, 6, seed=seed + 2),
+        beta,
+        gamma,
+    )
+
+
+# 07.3: the step for z
+def z_step(a, m, alpha=1.0, gamma=1.0):
+    """The z, entry by entry, that minimises alpha (z - m)^2 + gamma (a - relu(z))^2."""
+    up = ((gamma * a + alpha * m) / (gamma + alpha)).clamp(min=0)
+    low = m.clamp(max=0)
+    return _cheaper(up, low, a, m, 0.0, alpha, gamma)
+
+
+def _z_step_with_border(a, m, alpha=1.0, gamma=1.0):
+    """The same with z = 0 tried too, the border of the branches: it is better than neither."""
+    return _cheaper(z_step(a, m, alpha, gamma), 0 * a, a, m, 0.0, alpha, gamma)
+
+
+def _by_sign_of_m(a, m, alpha=1.0, gamma=1.0):
+    """You chose the branch by the sign of m. It does not say which branch is the better one:
+    compare their costs."""
+    up = ((gamma * a + alpha * m) / (gamma + alpha)).clamp(min=0)
+    return torch.where(m > 0, up, m.clamp(max=0))
+
+
+def _by_sign_of_a(a, m, alpha=1.0, gamma=1.0):
+    """You chose the branch by the sign of a. A positive a can be too far away from m to be worth
+    it: compare the costs."""
+    up = ((gamma * a + alpha * m) / (gamma + alpha)).clamp(min=0)
+    return torch.where(a > 0, up, m.clamp(max=0))
+
+
+def _not_clamped(a, m, alpha=1.0, gamma=1.0):
+    """The branches are not held to their sides: the formula for z >= 0 may give a negative z, and
+    then it is no minimum."""
+    up = (gamma * a + alpha * m) / (gamma + alpha)
+    up_cost = alpha * (up - m) ** 2 + gamma * (a - up) ** 2
+    return torch.where(up_cost <= alpha * 0 * m + gamma * a**2, up, m)
+
+
+def _means_swapped(a, m, alpha=1.0, gamma=1.0):
+    """The weights in the mean are swapped: gamma belongs to a, alpha to m."""
+    up = ((alpha * a + gamma * m) / (gamma + alpha)).clamp(min=0)
+    return _cheaper(up, m.clamp(max=0), a, m, 0.0, alpha, gamma)
+
+
+def _dearer_branch(a, m, alpha=1.0, gamma=1.0):
+    """You took the branch with the higher cost."""
+    up = ((gamma * a + alpha * m) / (gamma + alpha)).clamp(min=0)
+    low = m.clamp(max=0)
+    best = z_step(a, m, alpha, gamma)
+    return torch.where(best == up, low, up)
+
+
+def _low_branch_at_zero(a, m, alpha=1.0, gamma=1.0):
+    """For z <= 0 the best z is m where m is negative, min(0, m), not 0."""
+    up = ((gamma * a + alpha * m) / (gamma + alpha)).clamp(min=0)
+    return _cheaper(up, 0 * m, a, m, 0.0, alpha, gamma)
+
+
+def _entries(seed: int, alpha: float, gamma: float) -> tuple:
+    return normal(3, 8, seed=seed, scale=2.0), normal(3, 8, seed=seed + 9, scale=2.0), alpha, gamma
+
+
+# 07.4: the loop
+def sparsellm(W1, b1, W2, X, prune_layer, fit, epochs):
+    """SparseLLM's loop for one network: for each epoch the pruned W1 and W2 and the auxiliary z and
+    a after it."""
+    z = W1 @ X + b1
+    a = z.relu()
+    Y, found = W2 @ a, []
+    for _ in range(epochs):
+        U1 = prune_layer(fit(W1, z - b1, X), X)
+        U2 = prune_layer(fit(W2, Y, a), a)
+        a = activation_step(z, Y, U2)
+        z = z_step(a, U1 @ X + b1)
+        found.append((U1, U2, z, a))
+    return found
+
+
+def _spoilt_loop(W1, b1, W2, X, prune_layer, fit, epochs, fault="") -> list[tuple]:
+    """The loop with one of its steps wrong."""
+    z, V1 = W1 @ X + b1, W1
+    a = z.relu()
+    Y, found = W2 @ a, []
+    for _ in range(epochs):
+        U1 = prune_layer(fit(W1, z if fault == "bias" else z - b1, X), X)
+        U2 = prune_layer(fit(W2, Y, z.relu() if fault == "relu" else a), a)
+        m = (V1 if fault == "dense m" else U1) @ X + b1
+        if fault == "z first":
+            z = z_step(a, m)
+        if fault != "a stays":
+            a = activation_step(z, Y, W2 if fault == "dense W2" else U2)
+        if fault not in ("z first", "z stays"):
+            z = z_step(a, m)
+        if fault == "target":
+            Y = U2 @ a
+        found.append((U1, U2, z, a))
+    return found
+
+
+def _bias_forgotten(*given):
+    """The bias is missing: W1 X must come to z - b1, since the network adds b1 afterwards."""
+    return _spoilt_loop(*given, fault="bias")
+
+
+def _from_dense_matrix(*given):
+    """z was tied to what the dense W1 gives. The alpha term has the pruned one in it: m = U1 X +
+    b1."""
+    return _spoilt_loop(*given, fault="dense m")
+
+
+def _a_by_dense_matrix(*given):
+    """The step for a used the dense W2. The beta term has the pruned one in it."""
+    return _spoilt_loop(*given, fault="dense W2")
+
+
+def _z_before_a(*given):
+    """You updated z before a. Here a comes first, with the old z, and then z with the new a."""
+    return _spoilt_loop(*given, fault="z first")
+
+
+def _a_never_moves(*given):
+    """Your a stays as the dense model has it: call activation_step in each epoch."""
+    return _spoilt_loop(*given, fault="a stays")
+
+
+def _z_never_moves(*given):
+    """Your z stays as the dense model has it: call z_step in each epoch."""
+    return _spoilt_loop(*given, fault="z stays")
+
+
+def _target_moves(*given):
+    """You changed Y in the loop. It is frozen: the output of the dense network."""
+    return _spoilt_loop(*given, fault="target")
+
+
+def _fitted_to_relu(*given):
+    """W2 is fitted to ReLU(z) here; its inputs in the beta term are the auxiliary a."""
+    return _spoilt_loop(*given, fault="relu")
+
+
+def _last_epoch_alone(*given):
+    """Only the last epoch is returned: append one entry in each."""
+    return _spoilt_loop(*given)[-1:]
+
+
+def _fit_of_the_check(weight: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
+    return matrix_step(weight, target, inputs, 0.01)
+
+
+def _prune_layer(weight: Tensor, x: Tensor) -> Tensor:
+    """A method with a mask that depends on the inputs and with kept weights that move."""
+    score = weight.abs() * x.norm(dim=1)
+    return 1.1 * weight * (score > score.median())
+
+
+def _try_loop(sparsellm: Callable, seed: int) -> dict | None:
+    W1, b1, W2 = normal(6, 4, seed=seed), normal(6, 1, seed=seed + 1), normal(4, 6, seed=seed + 2)
+    X = normal(4, 40, seed=seed + 3)
+    found = sparsellm(W1, b1, W2, X, _prune_layer, _fit_of_the_check, 3)
+    if found is None:
+        return None
+    Y, errors = W2 @ (W1 @ X + b1).relu(), []
+    for U1, U2, *_ in found:
+        made = U2 @ (U1 @ X + b1).relu()
+        errors.append(((made - Y).norm() / Y.norm()).item())
+    names = ("W1", "W2", "z", "a")
+    parts = {name: [*each] for name, each in zip(names, zip(*found, strict=True), strict=True)}
+    return {"number of epochs": len(found), "errors": errors, **parts}
+
+
+def _errors_by_epoch(mine: dict, expected: dict) -> Figure:
+    """The error of the check's network, epoch by epoch."""
+    with viz.style():
+        figure = Figure(figsize=(5, 2.6))
+        axis = figure.subplots()
+        for name, look, each in (("expected", "o-", expected), ("yours", "s--", mine)):
+            axis.plot(each["errors"], look, label=name)
+        axis.set(xlabel="epoch", ylabel="relative error", xticks=range(3), ylim=(0, None))
+        axis.set_title("a small network: its true error by epoch")
+        axis.legend()
+    return figure
+
+
+# 07.5: the whole model
+def prune_opt(model, windows, prune_layer, prune_network):
+    """Prune block after block: attention by prune_layer(W, X), the network by prune_network(block,
+    X)."""
+    hidden, rest = first_inputs(model, windows)
+    for block in blocks_of(model):
+        inputs = capture_inputs(block, lambda block=block, now=hidden: replay(block, now, rest))
+        X = inputs.pop("fc1")
+        del inputs["fc2"]
+        prune_block(block, inputs, prune_layer)
+        prune_network(block, X)
+        hidden = replay(block, hidden, rest)
+
+
+def _prune_opt_by_names(model, windows, prune_layer, prune_network):
+    hidden, rest = first_inputs(model, windows)
+    for block in blocks_of(model):
+        inputs = capture_inputs(block, lambda block=block, now=hidden: replay(block, now, rest))
+        prune_network(block, inputs["fc1"])
+        attention = {name: x for name, x in inputs.items() if name.startswith("self_attn")}
+        prune_block(block, attention, prune_layer)
+        hidden = replay(block, hidden, rest)
+
+
+def _spoilt_driver(model, windows, prune_layer, prune_network, fault=""):
+    """The driver with one of its steps wrong."""
+    hidden, rest = first_inputs(model, windows)
+    for block in blocks_of(model):
+        read = lambda block=block, now=hidden: replay(block, now, rest)  # noqa: E731
+        inputs, dense = capture_inputs(block, read), replay(block, hidden, rest)
+        if fault == "twice":
+            prune_block(block, inputs, prune_layer)
+        X = inputs.pop("fc1")
+        inputs.pop("fc2")
+        if fault not in ("twice", "attention"):
+            prune_block(block, inputs, prune_layer)
+        if fault == "late":
+            X = capture_inputs(block, read)["fc1"]
+        if fault != "network":
+            prune_network(block, X)
+        hidden = dense if fault == "dense" else replay(block, hidden, rest)
+
+
+def _network_read_late(*given):
+    """You read the network's inputs after the attention was pruned. SparseLLM reads all inputs of a
+    block before it prunes any of it."""
+    _spoilt_driver(*given, fault="late")
+
+
+def _attention_left_dense(*given):
+    """The attention is still dense: prune its four matrices with prune_block."""
+    _spoilt_driver(*given, fault="attention")
+
+
+def _network_pruned_twice(*given):
+    """prune_layer pruned fc1 and fc2 too, before prune_network got them. Take both names out of the
+    inputs that prune_block sees."""
+    _spoilt_driver(*given, fault="twice")
+
+
+def _network_forgotten(*given):
+    """The networks are still dense: call prune_network(block, X)."""
+    _spoilt_driver(*given, fault="network")
+
+
+def _not_replayed(*given):
+    """The next block got the outputs of the dense one: call replay after the block is pruned."""
+    _spoilt_driver(*given, fault="dense")
+
+
+def _try_prune_opt(prune_opt: Callable, seed: int) -> dict:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 12}
+        counts = {"vocab_size": 20, "num_hidden_layers": 3, "num_attention_heads": 2}
+        model = OPTForCausalLM(
+            OPTConfig(**sizes, **counts, max_position_embeddings=16, init_std=0.4)
+        ).eval()
+        windows = torch.randint(4, 20, (3, 6))
+
+    def prune_network(block, x):
+        block.fc1.weight.data = _prune_layer(block.fc1.weight.detach(), x)
+        block.fc2.weight.data = 0.5 * block.fc2.weight.detach()
+
+    prune_opt(model, windows, _prune_layer, prune_network)
+    linears = [part for part in blocks_of(model).modules() if isinstance(part, nn.Linear)]
+    return {"the weights": [linear.weight.detach() for linear in linears]}
+
+
+def _weights_by_block(mine: dict, expected: dict) -> Figure:
+    """How far the pruned weights are from the right ones, block by block."""
+    pairs = zip(mine["the weights"], expected["the weights"], strict=True)
+    far = torch.tensor([((a - b).norm() / b.norm()).item() for a, b in pairs]).view(3, 6)
+    with viz.style():
+        figure = Figure(figsize=(5.4, 2.6))
+        axis = figure.subplots()
+        viz.numbers(axis, far, "weights, relative difference from the right ones", digits=2)
+        axis.set(yticks=range(3), ylabel="block", xticks=range(6))
+        axis.set_xticklabels(["k", "v", "q", "out", "fc1", "fc2"])
+    return figure
+
+
+# 07.6: one direction kept still
+def keep_still(weight, new, gamma):
+    """The new matrix [f, d], its change from the weight without the part along 1/gamma, gamma
+    [d]."""
+    direction = (1 / gamma) / (1 / gamma).norm()
+    change = new - weight
+    return weight + change - torch.outer(change @ direction, direction)
+
+
+def _keep_still_by_projector(weight, new, gamma):
+    direction = torch.nn.functional.normalize(1 / gamma, dim=0)
+    return weight + (new - weight) @ (torch.eye(len(gamma)) - torch.outer(direction, direction))
+
+
+def _not_normalised(weight, new, gamma):
+    """1/gamma is not of length 1: divide it by its norm before you project."""
+    change, direction = new - weight, 1 / gamma
+    return weight + change - torch.outer(change @ direction, direction)
+
+
+def _gamma_itself(weight, new, gamma):
+    """You took gamma for the direction. Equation (9) divides by it: 1/gamma."""
+    return keep_still(weight, new, 1 / gamma)
+
+
+def _weight_projected(weight, new, gamma):
+    """You took the direction out of the whole matrix. Only the change loses it: the weight keeps
+    the part that it had."""
+    return keep_still(0 * weight, new, gamma)
+
+
+def _that_part_alone(weight, new, gamma):
+    """You kept only the part along 1/gamma. That part is to go, the rest of the change stays."""
+    return weight + new - keep_still(weight, new, gamma)
+
+
+def _change_without_weight(weight, new, gamma):
+    """That is only the change: add the weight again."""
+    return keep_still(weight, new, gamma) - weight
+
+
+def _two_matrices(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    gamma = 0.5 + normal(4, seed=seed + 2).abs()
+    return normal(3, 4, seed=seed), normal(3, 4, seed=seed + 1), gamma
+
+
+# 07.7: the step for z with a leaky ReLU
+def leaky_z_step(a, m, slope, alpha, gamma):
+    """The z, entry by entry, that minimises alpha (z - m)^2 + gamma (a - max(z, slope z))^2."""
     return _cheaper(*_branches(a, m, slope, alpha, gamma), a, m, slope, alpha, gamma)
 
 
@@ -41,7 +480,7 @@ def _cheaper(up, low, *rest):
 
 def _leaky_with_border(a, m, slope, alpha, gamma):
     """The same with z = 0 tried too, the border of the branches: it is better than neither."""
-    best = _leaky(a, m, slope, alpha, gamma)
+    best = leaky_z_step(a, m, slope, alpha, gamma)
     return _cheaper(best, 0 * a, a, m, slope, alpha, gamma)
 
 
@@ -81,20 +520,22 @@ def _leaky_case(k, slope, alpha, gamma):
 
 
 LEAKY = Exercise(
-    _leaky,
+    leaky_z_step,
     (_leaky_case(0, 0.1, 1.0, 1.0), _leaky_case(1, 0.5, 0.3, 2.0), _leaky_case(2, 0.25, 4.0, 0.5)),
     mistakes(_leaky_with_relu_branch, _leaky_slope_not_squared, _leaky_unclamped, _leaky_by_sign),
     right=(_leaky_with_border,),
     minutes=8,
+    quiet=True,
 )
 
 
-# 07.3: the Hessians of the epochs
+# 07.8: the Hessians of the epochs
 def _mean_diagonal(hessian):
     return hessian.diagonal().mean() * torch.eye(len(hessian))
 
 
-def _hessians(gram, damp, epochs):
+def hessians(gram, damp, epochs):
+    """The damped Gram matrix [c, c] of each epoch."""
     return [gram + damp * _mean_diagonal(gram) for _ in range(epochs)]
 
 
@@ -139,7 +580,7 @@ def _damped_everywhere(gram, damp, epochs):
 
 
 HESSIANS = Exercise(
-    _hessians,
+    hessians,
     (
         (normal(5, 5, seed=1) @ normal(5, 5, seed=1).T, 0.01, 4),
         (torch.diag(torch.tensor([1.0, 2, 6])), 0.1, 3),
@@ -150,72 +591,13 @@ HESSIANS = Exercise(
     right=(_hessians_repeated,),
     kind="find-the-bug",
     minutes=5,
+    quiet=True,
 )
 
 
-# 07.4: what W2 is fitted to
-def _fit(inputs, outputs, ridge):
-    gram = inputs @ inputs.T + ridge * torch.eye(len(inputs))
-    return torch.linalg.solve(gram, inputs @ outputs.T).T
-
-
-def _fit_down(pruned, bias, x, y, ridge):
-    return _fit((pruned @ x + bias[:, None]).relu(), y, ridge)
-
-
-def _fit_down_stacked(pruned, bias, x, y, ridge):
-    """The same as a plain least-squares problem with extra rows."""
-    inputs = (pruned @ x + bias[:, None]).relu()
-    rows = torch.cat([inputs.T, ridge**0.5 * torch.eye(len(inputs))])
-    targets = torch.cat([y.T, torch.zeros(len(inputs), len(y))])
-    return torch.linalg.lstsq(rows, targets).solution.T
-
-
-def _case(seed):
-    pruned = normal(4, 3, seed=seed) * (normal(4, 3, seed=seed + 20) > 0)
-    bias = normal(4, seed=seed + 1).abs()
-    return pruned, bias, normal(3, 30, seed=seed + 2), normal(2, 30, seed=seed + 3), 0.5
-
-
-def _without_activation(pruned, bias, x, y, ridge):
-    """the activation is missing: W2 receives ReLU(z), not z."""
-    return _fit(pruned @ x + bias[:, None], y, ridge)
-
-
-def _without_bias(pruned, bias, x, y, ridge):
-    """the bias of the first matrix is missing: it decides which units are on."""
-    return _fit((pruned @ x).relu(), y, ridge)
-
-
-def _without_ridge(pruned, bias, x, y, ridge):
-    """the ridge is missing: where a unit never fires, or two fire together, nothing holds their
-    weights back."""
-    return _fit((pruned @ x + bias[:, None]).relu(), y, 0.0)
-
-
-def _ridge_by_tokens(pruned, bias, x, y, ridge):
-    """the ridge is divided by the number of tokens and the Gram matrix is not: add it to the raw
-    sum."""
-    return _fit((pruned @ x + bias[:, None]).relu(), y, ridge / x.shape[1])
-
-
-def _transposed(pruned, bias, x, y, ridge):
-    """the result is transposed: W2 has one row for each output."""
-    return _fit_down(pruned, bias, x, y, ridge).T
-
-
-FIT_DOWN = Exercise(
-    _fit_down,
-    tuple(map(_case, (1, 5, 9))),
-    mistakes(_without_activation, _without_bias, _without_ridge, _ridge_by_tokens, _transposed),
-    right=(_fit_down_stacked,),
-    minutes=6,
-    rtol=1e-3,
-)
-
-
-# 07.5: the step for a where outputs have weights
-def _weighted(phi, y, down, weights, ratio):
+# 07.9: the step for a where outputs have weights
+def weighted_a_step(phi, y, down, weights, ratio):
+    """The activations [f, N] where output i counts weights[i] times."""
     inner = down @ down.T + ratio * torch.diag(1 / weights)
     return phi + down.T @ torch.linalg.solve(inner, y - down @ phi)
 
@@ -242,12 +624,12 @@ def _weighted_residual(phi, y, down, weights, ratio):
 
 def _unweighted(phi, y, down, weights, ratio):
     """the weights of the outputs are not used."""
-    return _weighted(phi, y, down, torch.ones_like(weights), ratio)
+    return weighted_a_step(phi, y, down, torch.ones_like(weights), ratio)
 
 
 def _weighted_from_zero(phi, y, down, weights, ratio):
     """phi is missing: without a residual, a must stay at ReLU(z), and yours goes to 0."""
-    return _weighted(torch.zeros_like(phi), y, down, weights, ratio)
+    return weighted_a_step(torch.zeros_like(phi), y, down, weights, ratio)
 
 
 def _weighted_case(k, ratio):
@@ -256,12 +638,119 @@ def _weighted_case(k, ratio):
 
 
 WEIGHTED = Exercise(
-    _weighted,
+    weighted_a_step,
     (_weighted_case(1, 1.0), _weighted_case(7, 0.3), _weighted_case(11, 4.0)),
     mistakes(_weighted_upside_down, _weighted_residual, _unweighted, _weighted_from_zero),
     right=(_weighted_directly,),
     kind="stretch",
     minutes=12,
     rtol=1e-3,
+    quiet=True,
 )
-EXERCISES = {"07.1": BY_HAND, "07.2": LEAKY, "07.3": HESSIANS, "07.4": FIT_DOWN, "07.5": WEIGHTED}
+
+
+def _as(title: str) -> Callable[[Tensor, Tensor], Figure]:
+    """A result of one matrix beside the expected one."""
+    return lambda mine, expected: viz.beside(mine, expected, title)
+
+
+EXERCISES = {
+    "07.1": Exercise(
+        matrix_step,
+        (_regression(1, 3, 5, 0.3), _regression(5, 2, 4, 0.1), _regression(9, 4, 6, 1.0)),
+        mistakes(
+            _drawn_to_zero,
+            _change_alone,
+            _ridge_not_scaled,
+            _ridge_missing,
+            _ridge_everywhere,
+            _solved_from_the_wrong_side,
+        ),
+        right=(_matrix_step_stacked,),
+        minutes=4,
+        rtol=1e-3,
+        draw=_as("the new matrix"),
+        quiet=True,
+    ),
+    "07.2": Exercise(
+        activation_step,
+        (_activations(1, 1.0, 1.0), _activations(7, 0.3, 2.0), _activations(11, 4.0, 0.5)),
+        mistakes(_without_relu, _ratio_upside_down, _wrong_sign, _correction_alone, _whole_output),
+        right=(_activation_step_directly,),
+        minutes=5,
+        rtol=1e-3,
+        draw=_as("the activations a"),
+        quiet=True,
+    ),
+    "07.3": Exercise(
+        z_step,
+        (_entries(0, 1.0, 1.0), _entries(1, 0.3, 2.0), _entries(2, 4.0, 0.5)),
+        mistakes(
+            _by_sign_of_m,
+            _by_sign_of_a,
+            _not_clamped,
+            _means_swapped,
+            _dearer_branch,
+            _low_branch_at_zero,
+        ),
+        right=(_z_step_with_border,),
+        minutes=5,
+        draw=_as("the auxiliary z"),
+        quiet=True,
+    ),
+    "07.4": Exercise(
+        sparsellm,
+        ((21,), (31,)),
+        mistakes(
+            _bias_forgotten,
+            _from_dense_matrix,
+            _a_by_dense_matrix,
+            _z_before_a,
+            _a_never_moves,
+            _z_never_moves,
+            _target_moves,
+            _fitted_to_relu,
+            _last_epoch_alone,
+        ),
+        minutes=8,
+        trial=_try_loop,
+        rtol=1e-3,
+        draw=_errors_by_epoch,
+        quiet=True,
+    ),
+    "07.5": Exercise(
+        prune_opt,
+        ((91,),),
+        mistakes(
+            _network_read_late,
+            _attention_left_dense,
+            _network_pruned_twice,
+            _network_forgotten,
+            _not_replayed,
+        ),
+        right=(_prune_opt_by_names,),
+        minutes=4,
+        trial=_try_prune_opt,
+        draw=_weights_by_block,
+        quiet=True,
+    ),
+    "07.6": Exercise(
+        keep_still,
+        (_two_matrices(3), _two_matrices(13)),
+        mistakes(
+            _not_normalised,
+            _gamma_itself,
+            _weight_projected,
+            _that_part_alone,
+            _change_without_weight,
+        ),
+        right=(_keep_still_by_projector,),
+        minutes=4,
+        rtol=1e-3,
+        draw=_as("the new matrix"),
+        quiet=True,
+    ),
+    "07.7": LEAKY,
+    "07.8": HESSIANS,
+    "07.9": WEIGHTED,
+}
