@@ -4,7 +4,7 @@ by the whole model's perplexity.
     python bench/repair.py --model smollm2-135m --blocks 10 --samples 16 --windows 16
 
 Two masks, Wanda's and SparseGPT's, and for each two sets of kept weights: as they were ("stay"), or
-moved by SparseGPT's column loop ("moved"). Lesson 04 shows the rows of smollm2-135m and makes those
+moved by SparseGPT's column loop ("move"). Lesson 04 shows the rows of smollm2-135m and makes those
 of opt-mini itself.
 """
 
@@ -95,8 +95,8 @@ def main() -> None:
 
 
 def name_of_run(mask: str, moved: bool) -> str:
-    """What the table calls a pair: 'wanda, moved' is Wanda's mask with SparseGPT's repair."""
-    return f"{mask}, {'moved' if moved else 'stay'}"
+    """What the table calls a pair: 'wanda, move' is Wanda's mask with SparseGPT's repair."""
+    return f"{mask}, {'move' if moved else 'stay'}"
 
 
 if __name__ == "__main__":
