@@ -15,6 +15,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/methods.md",
+    "docs/teaching.md",
     "docs/results.md",
     "docs/large-models.md",
     "docs/several-gpus.md",

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from sparselab.experiments.tables import by_seed, by_text, page, significant
+from sparselab.experiments.tables import by_seed, by_text, significant, written
 
 SETTING = {
     "model": "opt-mini",
@@ -95,8 +95,8 @@ def test_settings_are_not_mixed(folder):
 
 
 def test_a_page_of_one_text_each_and_of_all(folder):
-    first = page(folder, texts=1)
-    assert "on ptb" in page(folder) and "on ptb" not in first
+    first = written(folder, texts=1)
+    assert "on ptb" in written(folder) and "on ptb" not in first
     assert (
         "### All methods and patterns" in first
         and "few tokens" not in first

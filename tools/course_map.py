@@ -28,9 +28,10 @@ def course_map() -> str:
 
 
 def _exercise_minutes(number: str) -> int:
-    """Of all exercises, optional ones too; 0 where a lesson has none."""
+    """Of the exercises but the stretch ones, which are optional; 0 where a lesson has none."""
     try:
-        return sum(exercise.minutes for exercise in exercises_of(number).values())
+        exercises = exercises_of(number).values()
+        return sum(exercise.minutes for exercise in exercises if exercise.kind != "stretch")
     except ValueError:  # no file of exercises
         return 0
 

@@ -29,6 +29,7 @@ PAGES = {  # what is not a lesson: file, and its name on the site
     "docs/results.md": "results.md",
     "docs/evaluation.md": "evaluation.md",
     "docs/large-models.md": "large-models.md",
+    "docs/teaching.md": "teaching.md",
     "docs/architecture.md": "architecture.md",
     "docs/several-gpus.md": "several-gpus.md",
 }

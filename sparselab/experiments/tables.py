@@ -60,19 +60,20 @@ def written(folder: Path, texts: int | None = None) -> str:
     parts = []
     for name, title in RECORDED.items():
         if (folder / name).exists():
-            parts += [f"### {title}", *by_text(folder / name)[:texts]]
+            parts += [f"### {title}", *by_text(folder / name, texts)]
     if (folder / SEEDS).exists():
         parts += ["### Three calibration seeds", by_seed(folder / SEEDS)]
     return "\n\n".join(parts)
 
 
-def by_text(file: Path) -> list[str]:
-    """For each text of a sweep the perplexities by method and pattern, the lowest of a pattern
-    bold, in brackets the excess log-perplexity as a share of SparseGPT's; where that is not in the
-    table, as it is."""
+def by_text(file: Path, texts: int | None = None) -> list[str]:
+    """For each setting of a sweep and each of its texts (the first so many; None: all) the
+    perplexities by method and pattern, the lowest of a pattern bold, in brackets the excess
+    log-perplexity as a share of SparseGPT's; where that is not in the table, as it is."""
     measure = "in brackets the excess log-perplexity over dense"
     measure += ", in nats" if file.name in NAMED_BY else " as a share of SparseGPT's"
     table = read(file)
+    table = table[table.text.isin(table.text.unique()[:texts])]
     if file.name in NAMED_BY:
         table = table.assign(method=table[NAMED_BY[file.name]])
     parts = table.groupby(SETTING, sort=False)

@@ -26,7 +26,7 @@ from .tables import as_markdown, significant
 HELD, PARTLY, NOT, UNTESTED = "held", "in part", "did not hold", "not testable here"
 DOUBT = 2  # standard errors
 LITTLE = 1.5  # times: what a loss may change by where something "hardly matters"
-CELL = ["model", "text", "pattern"]
+CELL = ["model", "samples", "text", "pattern"]
 
 
 @dataclass(frozen=True)
