@@ -141,6 +141,7 @@ def rows(**excess):
     return pd.DataFrame(
         {
             "model": "m",
+            "samples": 16,
             "text": "t",
             "method": method.replace("_", ":"),
             "pattern": pattern,

@@ -10,6 +10,7 @@ grades the answers of a class: a row for each submission, a column for each exer
 mistakes were made.
 """
 
+import ast
 import re
 import shutil
 import sys
@@ -130,16 +131,44 @@ def homework(notebook: nbformat.NotebookNode, points: int, solved: bool) -> nbfo
     title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
     cells = [new_markdown_cell(INTRODUCTION.format(title=title, points=points))]
     cells.append(new_code_cell(IMPORTS))
+    given = functions_given(notebook)
     for place, found in stubs(notebook):
         text = notebook.cells[place - 1].source
         solution = SOLVED.search(text)
         code = solution[1] if solved and solution else notebook.cells[place].source
         cells.append(new_markdown_cell(text if solved else SOLUTION.sub("", text).strip()))
+        if helpers := [given.pop(name) for name in _used(solution, given)]:
+            cells.append(new_code_cell("# from the lesson\n" + "\n\n".join(helpers)))
         cells.append(new_code_cell(STUB.sub("", code).strip()))
         cells.append(new_code_cell(f'grader.check("{_question(found["key"])}")'))
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     return new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def functions_given(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """The functions that a lesson defines itself, beside its exercises: by name, their source."""
+    asked = {place for place, _ in stubs(notebook)}
+    found = {}
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and place not in asked:
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.FunctionDef):
+                    found[node.name] = ast.get_source_segment(cell.source, node)
+    return found
+
+
+def _used(solution: re.Match | None, given: dict[str, str]) -> list[str]:
+    """Which of the given functions a solution calls, each after those that it calls itself."""
+    found, sources = [], [solution[1]] if solution else []
+    while sources:
+        names = {
+            node.id for node in ast.walk(ast.parse(sources.pop())) if isinstance(node, ast.Name)
+        }
+        for name in sorted(names & given.keys() - {*found}):
+            found.insert(0, name)
+            sources.append(given[name])
+    return found
 
 
 def graded(folder: Path, submissions: list[Path]) -> pd.DataFrame:
