@@ -72,7 +72,7 @@ def test_students_get_no_solution_and_no_hidden_test(folder):
     assert any("hidden=True" in test.read_text() for test in (folder / "tests").glob("*.py"))
 
 
-LESSONS = [lesson.stem for lesson in classroom.lessons()]
+LESSONS = [lesson.stem for lesson in classroom.with_exercises()]
 KEYS = [key for lesson in LESSONS for key in exercises_of(lesson[:2])]
 
 
@@ -94,7 +94,7 @@ def test_many_exercises_have_a_hidden_test():
 
 
 def test_every_lessons_exercises_have_a_stub():
-    for lesson in classroom.lessons():
+    for lesson in classroom.with_exercises():
         notebook = nbformat.read(lesson, as_version=4)
         keys = [found["key"] for _, found in classroom.stubs(notebook)]
         assert sorted(keys) == sorted(exercises_of(lesson.stem[:2])), lesson.stem

@@ -7,9 +7,9 @@ from urllib.parse import unquote
 import pytest
 from conftest import ROOT
 
-from tools import site
+from tools import lessons, site
 
-LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = [path.stem for path in lessons()]
 OTHERS = ["index", *(name.removesuffix(".md") for name in site.PAGES.values())]
 
 
@@ -85,10 +85,8 @@ def formulas(pages, text):
     ],
 )
 def test_links_are_led_to_the_sites_pages(text, led):
-    lessons = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    assert (
-        site.linked(text, ROOT / "notebooks" / "01_what_a_pruned_model_loses.ipynb", lessons) == led
-    )
+    page = ROOT / "notebooks" / "01_what_a_pruned_model_loses.ipynb"
+    assert site.linked(text, page) == led
 
 
 def test_folded_formulas_are_read():

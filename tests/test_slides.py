@@ -4,11 +4,10 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT
 
-from tools import slides
+from tools import lessons, slides
 
-LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = lessons()
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)

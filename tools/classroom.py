@@ -27,7 +27,8 @@ from sparselab.course.exercises.checking import exercises_of
 from sparselab.course.student import SOLUTION
 from sparselab.errors import SparselabError
 
-ROOT = Path(__file__).parents[1]
+from . import ROOT, lessons
+
 OUT = ROOT / "build" / "class"
 STUB = re.compile(r"^(?P<name>\w+) = course\.check\(\"(?P<key>[\d.]+)\", [^\n]*$", re.MULTILINE)
 SOLVED = re.compile(r"<summary>\s*Solution.*?```python\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -82,7 +83,7 @@ app = App(help=__doc__.split("\n")[0])
 @app.default
 def build(*, out: Path = OUT) -> None:
     """Write the editions of all lessons."""
-    made = [assignment(lesson, out) for lesson in lessons()]
+    made = [assignment(lesson, out) for lesson in with_exercises()]
     print(f"{len(made)} assignments in {out}: {', '.join(folder.name[:2] for folder in made)}.")
 
 
@@ -96,10 +97,9 @@ def grade(lesson: str, submissions: list[Path], *, out: Path = OUT, table: Path 
     return marks
 
 
-def lessons() -> list[Path]:
+def with_exercises() -> list[Path]:
     """The lessons that have exercises."""
-    files = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    return [file for file in files if stubs(nbformat.read(file, as_version=4))]
+    return [file for file in lessons() if stubs(nbformat.read(file, as_version=4))]
 
 
 def stubs(notebook: nbformat.NotebookNode) -> list[tuple[int, re.Match]]:

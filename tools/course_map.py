@@ -9,15 +9,15 @@ import nbformat
 from sparselab.course.exercises.checking import exercises_of
 from sparselab.experiments.tables import insert
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+from . import ROOT, lessons
 
 
 def course_map() -> str:
     """A Markdown table: a row for each lesson, with minutes to read it and for its exercises, and
     the seconds that it runs on two cores. Links are from the project's folder."""
-    known = json.loads((NOTEBOOKS / "timings.json").read_text())
+    known = json.loads((ROOT / "notebooks" / "timings.json").read_text())
     lines = ["| lesson | read | exercises | run |", "|---|---|---|---|"]
-    for lesson in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for lesson in lessons():
         title = nbformat.read(lesson, as_version=4).cells[0].source.splitlines()[0]
         cost, minutes = known[lesson.stem], _exercise_minutes(lesson.stem[:2])
         lines.append(

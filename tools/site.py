@@ -8,21 +8,15 @@ lessons in parts, documents, and for each figure the description that its notebo
 import argparse
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).parents[1]
+from sparselab.course.drawings import MAP
+
+from . import ROOT, build_pages, lessons
+
 SETTINGS = ROOT / "docs" / "site"
-PARTS = {  # of the lessons, up to and with the number
-    "Start": 1,
-    "Local: each matrix by itself": 5,
-    "Global: matrices together": 8,
-    "Proof": 11,
-    "Further": 99,
-}
 PAGES = {  # what is not a lesson: file, and its name on the site
     "notebooks/README.md": "verdicts.md",
     "docs/methods.md": "methods.md",
@@ -36,14 +30,13 @@ PAGES = {  # what is not a lesson: file, and its name on the site
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Lay out and build; sphinx's warnings are errors."""
+    """Lay out and build."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
     args = parser.parse_args(arguments)
     source = args.out.parent / f"{args.out.name}-source"
     lay_out(source)
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
-    subprocess.run([*command, str(source), str(args.out)], check=True)
+    build_pages("html", source, args.out)
     print(f"The site: {args.out / 'index.html'}")
 
 
@@ -57,18 +50,17 @@ def lay_out(source: Path) -> None:
     """
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(SETTINGS, source)
-    lessons = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    for lesson in lessons:
+    for lesson in lessons():
         notebook = nbformat.read(lesson, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
-                cell.source = apart(linked(cell.source, lesson, lessons))
+                cell.source = apart(linked(cell.source, lesson))
         nbformat.write(described(notebook), source / lesson.name)
     for page, name in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf8")
-        (source / name).write_text(linked(text, ROOT / page, lessons), encoding="utf8")
+        (source / name).write_text(linked(text, ROOT / page), encoding="utf8")
     index = source / "index.md"
-    trees = "\n".join([*_trees(lessons), _tree("Beside the course", [*PAGES.values()])])
+    trees = "\n".join([*_trees(), _tree("Beside the course", [*PAGES.values()])])
     index.write_text(f"{index.read_text(encoding='utf8')}\n{trees}", encoding="utf8")
 
 
@@ -97,10 +89,10 @@ def apart(text: str) -> str:
     return re.sub(line, r"\1\2\n\n\1\3\n\n\1\4", text, flags=re.MULTILINE)
 
 
-def linked(text: str, page: Path, lessons: list[Path]) -> str:
+def linked(text: str, page: Path) -> str:
     """A page with its links to files of the project led to the pages of the site; where the site
     has none, the words stay."""
-    names = {lesson: lesson.name for lesson in lessons}
+    names = {lesson: lesson.name for lesson in lessons()}
     names |= {ROOT / file: name for file, name in PAGES.items()}
 
     def mend(link: re.Match) -> str:
@@ -113,12 +105,13 @@ def linked(text: str, page: Path, lessons: list[Path]) -> str:
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", mend, text)
 
 
-def _trees(lessons: list[Path]) -> list[str]:
-    found, first = [], 0
-    for part, last in PARTS.items():
-        names = [lesson.name for lesson in lessons if first <= int(lesson.name[:2]) <= last]
-        found.append(_tree(part, names))
-        first = last + 1
+def _trees() -> list[str]:
+    """The lessons by the stages of the course's map."""
+    found = []
+    for stage, (motto, titles) in MAP.items():
+        numbers = {title[:2] for title in titles}
+        names = [lesson.name for lesson in lessons() if lesson.name[:2] in numbers]
+        found.append(_tree(f"{stage}: {motto}", names))
     return found
 
 

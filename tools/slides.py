@@ -9,13 +9,12 @@ import argparse
 import base64
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).parents[1]
+from . import ROOT, build_pages, lessons
+
 MOST = 15
 LEFT_OUT = ("Going further", "Questions", "References", "Summary", "Exercise")
 
@@ -49,11 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
     source.mkdir(parents=True)
     (source / "conf.py").write_text(SETTINGS, encoding="utf8")
     (source / "slides.css").write_text(STYLE, encoding="utf8")
-    decks = [write_deck(lesson, source) for lesson in _lessons()]
+    decks = [write_deck(lesson, source) for lesson in lessons()]
     links = "\n".join(f"- [{title}]({name}.md)" for name, title in decks)
     (source / "index.md").write_text(f"# Slides\n\n{links}\n", encoding="utf8")
-    command = [sys.executable, "-m", "sphinx", "-b", "revealjs", "-W", "--keep-going", "-q"]
-    subprocess.run([*command, str(source), str(args.out)], check=True)
+    build_pages("revealjs", source, args.out)
     print(f"{len(decks)} decks: {args.out / 'index.html'}")
 
 
@@ -127,10 +125,6 @@ def _equation(words: str) -> str:
     """The first displayed formula of a section; '' without one."""
     found = re.search(r"\$\$.*?\$\$", words, re.DOTALL)
     return found[0] if found else ""
-
-
-def _lessons() -> list[Path]:
-    return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 if __name__ == "__main__":

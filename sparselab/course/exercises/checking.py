@@ -38,8 +38,9 @@ class Exercise:
     and how to think of it, with an answer that makes it. `right`: other right answers. `kind`:
     warm-up, core, find-the-bug or stretch. `minutes`: how long it takes. `rtol`: how far numbers
     may be apart. `trial`: trial(answer, *case) gives what is compared, for an answer that needs a
-    model, or whose work is what it changes; None: what the answer returns. `draw`: draw(mine,
-    expected) gives a figure for the first case in which a wrong answer differs. `quiet`: nothing is
+    model, or whose work is what it changes; None: what the answer returns. `draw`: the title
+    under which the tensor of a wrong answer is drawn beside the right one, or draw(mine, expected),
+    which gives a figure; of the first case in which they differ. `quiet`: nothing is
     said of an answer that nobody wrote yet.
     """
 
@@ -51,7 +52,7 @@ class Exercise:
     minutes: int = 5
     rtol: float = 1e-4
     trial: Callable | None = None
-    draw: Callable[[Any, Any], Figure] | None = None
+    draw: str | Callable[[Any, Any], Figure] | None = None
     quiet: bool = False
 
     def outputs(self, answer: Any) -> list:
@@ -108,7 +109,8 @@ class Exercise:
         try:
             pairs = zip(self.outputs(answer), self.outputs(self.reference), strict=True)
             pair = next((pair for pair in pairs if not _same(*pair, self.rtol)), None)
-            return pair and self.draw(*pair)
+            draw = partial(viz.beside, title=self.draw) if isinstance(self.draw, str) else self.draw
+            return pair and draw(*pair)
         except Exception:  # it raises, or what it gives has another form: words say that
             return None
 

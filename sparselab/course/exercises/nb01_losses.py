@@ -267,10 +267,6 @@ def _rounded_down(dense, pruned, z):
     return math.floor((z * d.std().item() / d.mean().item()) ** 2)
 
 
-def _as_mask(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the mask, 1 = kept")
-
-
 def _as_error_bars(mine: tuple, expected: tuple) -> Figure:
     """Two values with their errors, one above the other."""
     pairs = {"yours": [*map(float, mine)], "expected": [*map(float, expected)]}
@@ -331,7 +327,7 @@ EXERCISES = {
         right=(_by_counting,),
         kind="find-the-bug",
         minutes=7,
-        draw=_as_mask,
+        draw="the mask, 1 = kept",
         quiet=True,
     ),
     "01.4": Exercise(

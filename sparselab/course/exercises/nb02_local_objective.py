@@ -528,7 +528,8 @@ def _blocks_unpruned(model, windows, prune_layer):
         hidden = replay(block, hidden, rest)
 
 
-def _try_prune_model(prune_model: Callable, seed: int) -> dict:
+def tiny_opt(seed: int) -> tuple[OPTForCausalLM, Tensor]:
+    """An OPT of three blocks of width 8, and three windows [3, 6] of tokens."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 12}
@@ -537,6 +538,11 @@ def _try_prune_model(prune_model: Callable, seed: int) -> dict:
             OPTConfig(**sizes, **counts, max_position_embeddings=16, init_std=0.4)
         ).eval()
         windows = torch.randint(4, 20, (3, 6))
+    return model, windows
+
+
+def _try_prune_model(prune_model: Callable, seed: int) -> dict:
+    model, windows = tiny_opt(seed)
     seen = []
 
     def prune_layer(weight, x):
@@ -590,18 +596,6 @@ def _first_output(mine: dict, expected: dict) -> Figure:
     return viz.beside(
         mine["the outputs"][-1][0], expected["the outputs"][-1][0], "the last window's output"
     )
-
-
-def _as_mask(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the mask, 1 = kept")
-
-
-def _as_row(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the new row")
-
-
-def _as_matrix(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "G / N")
 
 
 # 02.8: a running mean over batches
@@ -720,7 +714,7 @@ EXERCISES = {
         mistakes(_mask_inverted, _by_magnitude, _by_diagonal, _zeros_for_kept, _worst_mask),
         right=(_best_mask_of_all,),
         minutes=8,
-        draw=_as_mask,
+        draw="the mask, 1 = kept",
         quiet=True,
     ),
     "02.3": Exercise(
@@ -729,7 +723,7 @@ EXERCISES = {
         mistakes(_nothing_moves, _wrong_sign, _one_at_a_time, _other_half, _pruned_stay),
         right=(_refit_by_correction,),
         minutes=10,
-        draw=_as_row,
+        draw="the new row",
         quiet=True,
     ),
     "02.4": Exercise(
@@ -816,7 +810,7 @@ EXERCISES = {
         right=(_gram_at_once,),
         kind="find-the-bug",
         minutes=4,
-        draw=_as_matrix,
+        draw="G / N",
         quiet=True,
     ),
     "02.9": Exercise(

@@ -20,14 +20,6 @@ def _without_lowest(scores: Tensor, zeros: int, dim: int = 1) -> Tensor:
     return torch.ones_like(scores, dtype=torch.bool).scatter(dim, pruned, False)
 
 
-def _as_scores(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the scores")
-
-
-def _as_mask(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the mask, 1 = kept")
-
-
 # 03.1: the score
 def wanda_score(weight, x):
     """|W_ij| ||x_j||_2, from weights [r, c] and inputs [c, N]."""
@@ -236,10 +228,6 @@ def _outlier_batches(seed: int, sizes: tuple[int, ...], c: int) -> tuple[list[Te
     return (batches,)
 
 
-def _as_norms(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the norms of the inputs")
-
-
 # 03.5: centred inputs
 def centred_prune(weight, x, zeros):
     """Wanda on centred inputs: the mask [r, c], and what is added to the bias [r]."""
@@ -302,7 +290,7 @@ def _as_mask_and_shift(mine: tuple[Tensor, Tensor], expected: tuple[Tensor, Tens
     """The mask where it differs, else the shift."""
     if torch.equal(mine[0], expected[0]):
         return viz.beside(mine[1], expected[1], "what is added to the bias")
-    return _as_mask(mine[0], expected[0])
+    return viz.beside(mine[0], expected[0], "the mask, 1 = kept")
 
 
 EXERCISES = {
@@ -320,7 +308,7 @@ EXERCISES = {
         right=(lambda weight, x: weight.abs() * x.norm(dim=1),),
         kind="warm-up",
         minutes=3,
-        draw=_as_scores,
+        draw="the scores",
         quiet=True,
     ),
     "03.2": Exercise(
@@ -331,7 +319,7 @@ EXERCISES = {
         ),
         right=(_mask_by_threshold,),
         minutes=6,
-        draw=_as_mask,
+        draw="the mask, 1 = kept",
         quiet=True,
     ),
     "03.3": Exercise(
@@ -346,7 +334,7 @@ EXERCISES = {
         ),
         right=(_nm_by_loop,),
         minutes=6,
-        draw=_as_mask,
+        draw="the mask, 1 = kept",
         quiet=True,
     ),
     "03.4": Exercise(
@@ -357,7 +345,7 @@ EXERCISES = {
         kind="find-the-bug",
         minutes=4,
         rtol=1e-3,
-        draw=_as_norms,
+        draw="the norms of the inputs",
         quiet=True,
     ),
     "03.5": Exercise(

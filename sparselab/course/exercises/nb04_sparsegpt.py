@@ -413,18 +413,6 @@ def _as_row_and_price(mine: tuple, expected: tuple) -> Figure:
     return viz.beside(*pair, "the new row, and the price at its end")
 
 
-def _as_factor(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "R")
-
-
-def _as_mask(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the mask, 1 = kept")
-
-
-def _as_weight(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the pruned weight")
-
-
 EXERCISES = {
     "04.1": Exercise(
         obs_step,
@@ -453,7 +441,7 @@ EXERCISES = {
         right=(_factor_flipped,),
         minutes=4,
         rtol=1e-3,
-        draw=_as_factor,
+        draw="R",
         quiet=True,
     ),
     "04.3": Exercise(
@@ -490,7 +478,7 @@ EXERCISES = {
         ),
         right=(_mask_by_rank,),
         minutes=4,
-        draw=_as_mask,
+        draw="the mask, 1 = kept",
         quiet=True,
     ),
     "04.5": Exercise(
@@ -508,7 +496,7 @@ EXERCISES = {
         right=(_all_columns_at_once,),
         minutes=7,
         rtol=1e-3,
-        draw=_as_weight,
+        draw="the pruned weight",
         quiet=True,
     ),
     "04.6": Exercise(
@@ -518,7 +506,7 @@ EXERCISES = {
         kind="stretch",
         minutes=12,
         rtol=1e-3,
-        draw=_as_weight,
+        draw="the pruned weight",
         quiet=True,
     ),
 }

@@ -1,10 +1,8 @@
 """The exercises of notebook 05."""
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ... import viz
 from .checking import Exercise, mistakes
 
 
@@ -503,26 +501,6 @@ def _diagonal_alone(w, pruned, gram, m):
 # Pictures of wrong answers
 
 
-def _as_errors(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "expected errors")
-
-
-def _as_places(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the weight's place in each row")
-
-
-def _as_mask(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the mask, 1 = pruned")
-
-
-def _as_gains(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "the gain of each row")
-
-
-def _as_shifts(mine: Tensor, expected: Tensor) -> Figure:
-    return viz.beside(mine, expected, "what the bias adds")
-
-
 EXERCISES = {
     "05.1": Exercise(
         expected_errors,
@@ -531,7 +509,7 @@ EXERCISES = {
         (_by_product,),
         kind="warm-up",
         minutes=2,
-        draw=_as_errors,
+        draw="expected errors",
         quiet=True,
     ),
     "05.2": Exercise(
@@ -547,7 +525,7 @@ EXERCISES = {
         ),
         (_grow_by_rows,),
         minutes=6,
-        draw=_as_places,
+        draw="the weight's place in each row",
         quiet=True,
     ),
     "05.3": Exercise(
@@ -563,7 +541,7 @@ EXERCISES = {
         ),
         (_prune_by_rows,),
         minutes=3,
-        draw=_as_places,
+        draw="the weight's place in each row",
         quiet=True,
     ),
     "05.4": Exercise(
@@ -586,7 +564,7 @@ EXERCISES = {
         ),
         (_cycle_by_rows,),
         minutes=8,
-        draw=_as_mask,
+        draw="the mask, 1 = pruned",
         quiet=True,
     ),
     "05.5": Exercise(
@@ -604,7 +582,7 @@ EXERCISES = {
         (_gain_anew,),
         minutes=6,
         rtol=1e-3,
-        draw=_as_gains,
+        draw="the gain of each row",
         quiet=True,
     ),
     "05.6": Exercise(
@@ -614,7 +592,7 @@ EXERCISES = {
         (_shift_of_outputs,),
         kind="warm-up",
         minutes=3,
-        draw=_as_shifts,
+        draw="what the bias adds",
         quiet=True,
     ),
     "05.7": Exercise(

@@ -5,12 +5,11 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
 
 from ... import viz
 from ...models.architecture import blocks_of
 from .checking import Exercise, mistakes, normal
-from .nb02_local_objective import capture_inputs, first_inputs, prune_block, replay
+from .nb02_local_objective import capture_inputs, first_inputs, prune_block, replay, tiny_opt
 
 
 # 07.1: the step for a matrix
@@ -269,7 +268,7 @@ def _fitted_to_relu(*given):
 
 def _last_epoch_alone(*given):
     """Only the last epoch is returned: append one entry in each."""
-    return _spoilt_loop(*given)[-1:]
+    return sparsellm(*given)[-1:]
 
 
 def _fit_of_the_check(weight: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
@@ -381,14 +380,7 @@ def _not_replayed(*given):
 
 
 def _try_prune_opt(prune_opt: Callable, seed: int) -> dict:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 12}
-        counts = {"vocab_size": 20, "num_hidden_layers": 3, "num_attention_heads": 2}
-        model = OPTForCausalLM(
-            OPTConfig(**sizes, **counts, max_position_embeddings=16, init_std=0.4)
-        ).eval()
-        windows = torch.randint(4, 20, (3, 6))
+    model, windows = tiny_opt(seed)
 
     def prune_network(block, x):
         block.fc1.weight.data = _prune_layer(block.fc1.weight.detach(), x)
@@ -649,11 +641,6 @@ WEIGHTED = Exercise(
 )
 
 
-def _as(title: str) -> Callable[[Tensor, Tensor], Figure]:
-    """A result of one matrix beside the expected one."""
-    return lambda mine, expected: viz.beside(mine, expected, title)
-
-
 EXERCISES = {
     "07.1": Exercise(
         matrix_step,
@@ -669,7 +656,7 @@ EXERCISES = {
         right=(_matrix_step_stacked,),
         minutes=4,
         rtol=1e-3,
-        draw=_as("the new matrix"),
+        draw="the new matrix",
         quiet=True,
     ),
     "07.2": Exercise(
@@ -679,7 +666,7 @@ EXERCISES = {
         right=(_activation_step_directly,),
         minutes=5,
         rtol=1e-3,
-        draw=_as("the activations a"),
+        draw="the activations a",
         quiet=True,
     ),
     "07.3": Exercise(
@@ -695,7 +682,7 @@ EXERCISES = {
         ),
         right=(_z_step_with_border,),
         minutes=5,
-        draw=_as("the auxiliary z"),
+        draw="the auxiliary z",
         quiet=True,
     ),
     "07.4": Exercise(
@@ -747,7 +734,7 @@ EXERCISES = {
         right=(_keep_still_by_projector,),
         minutes=4,
         rtol=1e-3,
-        draw=_as("the new matrix"),
+        draw="the new matrix",
         quiet=True,
     ),
     "07.7": LEAKY,
