@@ -1,6 +1,7 @@
 """The lessons with what they take, into a page: python -m tools.course_map README.md"""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,8 +19,9 @@ def course_map() -> str:
     known = json.loads((ROOT / "notebooks" / "timings.json").read_text())
     lines = ["| lesson | read | exercises | run |", "|---|---|---|---|"]
     for lesson in lessons():
-        title = nbformat.read(lesson, as_version=4).cells[0].source.splitlines()[0]
-        cost, minutes = known[lesson.stem], _exercise_minutes(lesson.stem[:2])
+        head = nbformat.read(lesson, as_version=4).cells[0].source
+        title, cost = head.splitlines()[0], known[lesson.stem]
+        minutes = _exercise_minutes(lesson.stem[:2], head)
         lines.append(
             f"| [{title.removeprefix('# ')}](notebooks/{lesson.name}) | {cost['minutes']} min"
             f" | {minutes or '–'}{' min' if minutes else ''} | {cost['seconds']} s |"
@@ -27,8 +29,11 @@ def course_map() -> str:
     return "\n".join(lines)
 
 
-def _exercise_minutes(number: str) -> int:
-    """Of the exercises but the stretch ones, which are optional; 0 where a lesson has none."""
+def _exercise_minutes(number: str, head: str) -> int:
+    """What a lesson's head says of its exercises; else the sum of all but the stretch ones. 0 where
+    it has none."""
+    if stated := re.search(r"exercises take about (\d+) minutes", head):
+        return int(stated[1])
     try:
         exercises = exercises_of(number).values()
         return sum(exercise.minutes for exercise in exercises if exercise.kind != "stretch")

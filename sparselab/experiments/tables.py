@@ -192,7 +192,7 @@ def markdown(table: pd.DataFrame) -> str:
     here = _setting_of(machine(), torch.get_num_threads(), torch.__version__)
     return (
         f"{as_markdown(lines)}\n\nMade on {here}, {datetime.date.today().isoformat()}. On other"
-        " processors a few masks flip: numbers differ by about their errors, and the order stays."
+        " processors a few masks flip: numbers differ by about their errors."
     )
 
 
