@@ -51,8 +51,8 @@ The exercises of the lesson, with the same tests. Write your code in place of th
 the cell below it: it says whether the answer is right, or which mistake it makes. Hand in this
 notebook.
 
-*Points*: {points}. Where an exercise can be asked with other numbers, a third of its points is for a
-test that you do not see, which does so."""
+*Points*: {points}. Where an exercise can be asked with other numbers, a third of its points is for
+a test that you do not see, which does so."""
 
 TEST = '''"""Written by tools/classroom.py."""
 
