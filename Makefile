@@ -61,12 +61,12 @@ notebooks: setup
 	$(BIN)/python -m tools.execute_notebooks --costs notebooks/*.ipynb
 	$(BIN)/python -m tools.course_map README.md
 
-# The long sweeps behind the tables of docs/results.md and notebook 09: half a day on two cores; broken off, they go on.
+# The long sweeps behind the tables of docs/results.md and notebook 10: half a day on two cores; broken off, they go on.
 tables: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash bench/sweeps.sh
 	$(BIN)/python -m sparselab tables --page docs/results.md
 
-# The zero-shot accuracies of notebook 10: half an hour on one core; SPARSELAB_DATA names the folder that holds zeroshot/.
+# The zero-shot accuracies of notebook 11: half an hour on one core; SPARSELAB_DATA names the folder that holds zeroshot/.
 zeroshot: setup
 	$(BIN)/python bench/zeroshot.py
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The sweeps behind the README's tables and notebook 09; broken off, they go on. Called by `make tables`, half a day on two
+# The sweeps behind the README's tables and notebook 10; broken off, they go on. Called by `make tables`, half a day on two
 # cores. SPARSELAB_DATA names the folder with the books, WikiText-2 and PTB; `python -m sparselab books --out FOLDER` makes
 # the books anew.
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""The exercises of notebook 11."""
+"""The exercises of notebook 12."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from .checking import Exercise, mistakes, normal
 
 
-# 11.1 which weights stay
+# 12.1 which weights stay
 def _kept_by_size(dense, pruned, groups):
     return _kept_in_order(dense.abs(), pruned, groups)
 
@@ -50,7 +50,7 @@ def _not_divided(dense, pruned, groups):
     return _kept_by_size(dense, pruned, groups) * (dense.numel() // groups)
 
 
-# 11.2 may two numbers be compared
+# 12.2 may two numbers be compared
 KEYS = ("model", "dataset", "seqlen", "layers", "windows")
 THEIRS = dict(zip(KEYS, ("opt-125m", "wikitext2", 2048, "first half", 140), strict=True))
 
@@ -93,7 +93,7 @@ def _first_one(ours, theirs):
     return _differences(ours, theirs)[:1]
 
 
-# 11.3 which epoch to keep
+# 12.3 which epoch to keep
 def _epoch_to_keep(epochs):
     return min(range(len(epochs)), key=lambda k: epochs[k]["error"])
 
@@ -133,7 +133,7 @@ def _last_of_equals(epochs):
     return min(reversed(range(len(epochs))), key=lambda k: epochs[k]["error"])
 
 
-# 11.4 a straight line between two logarithms
+# 12.4 a straight line between two logarithms
 def _power_law(parameters, losses):
     p, x = _positive(parameters, losses)
     height, slope = _line(p.log(), x.log())
@@ -191,7 +191,7 @@ def _slope_not_turned(parameters, losses):
 DENSE, MASK = normal(4, 10, seed=11), normal(4, 10, seed=12) > 0
 OTHER = normal(6, 8, seed=13)
 EXERCISES = {
-    "11.1": Exercise(
+    "12.1": Exercise(
         _kept_by_size,
         (
             (DENSE, DENSE * MASK * 3 - MASK * normal(4, 10, seed=14), 4),
@@ -202,7 +202,7 @@ EXERCISES = {
         kind="warm-up",
         minutes=5,
     ),
-    "11.2": Exercise(
+    "12.2": Exercise(
         _differences,
         (
             ({**THEIRS}, THEIRS),
@@ -215,7 +215,7 @@ EXERCISES = {
         right=(_not_known_equal,),
         minutes=6,
     ),
-    "11.3": Exercise(
+    "12.3": Exercise(
         _epoch_to_keep,
         (
             (_loop((5, 0.4), (3, 0.3), (2, 0.35), (1, 0.5)),),
@@ -230,7 +230,7 @@ EXERCISES = {
         kind="find-the-bug",
         minutes=6,
     ),
-    "11.4": Exercise(
+    "12.4": Exercise(
         _power_law,
         (
             ([1.0, 2.0, 4.0, 9.0], [1.0, 0.6, 0.2, 0.1]),

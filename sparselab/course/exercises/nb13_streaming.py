@@ -1,4 +1,4 @@
-"""The exercises of notebook 12."""
+"""The exercises of notebook 13."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from .checking import Exercise, mistakes, normal
 
 
-# 12.1 the Gram matrices of a block
+# 13.1 the Gram matrices of a block
 def _gram_bytes(width, inner):  # d, f -> bytes, float32, shared by linears with the same inputs
     return 4 * (3 * width**2 + inner**2)
 
@@ -42,7 +42,7 @@ def _inputs_by_outputs(d, f):
     return 4 * (2 * d**2 + 2 * d * f)
 
 
-# 12.2 how many blocks fit
+# 13.2 how many blocks fit
 def _blocks_that_fit(free, block, fixed):  # bytes -> whole blocks
     return max(0, int((free - fixed) // block))
 
@@ -67,7 +67,7 @@ def _below_zero(free, block, fixed):
     return (free - fixed) // block
 
 
-# 12.3 the floor in seconds
+# 13.3 the floor in seconds
 def _floor_seconds(tokens, seqlen, parameters, blocks, width, speed):
     return 2 * blocks * (2 * tokens * parameters + 4 * tokens * seqlen * width) / speed
 
@@ -98,7 +98,7 @@ def _one_block(n, t, p, b, d, v):
     return 2 * (2 * n * p + 4 * n * t * d) / v
 
 
-# 12.4 what is written first
+# 13.4 what is written first
 def _dangers(writes):  # [("shard" | "manifest", block), ...] -> bad moments
     return _at_each_moment(writes, lambda named, whole: not named <= whole)
 
@@ -138,7 +138,7 @@ def _missing_counted(writes):
     return _at_each_moment(writes, lambda named, whole: len(named - whole))
 
 
-# 12.5 TF32
+# 13.5 TF32
 def _tf32(x):  # float32 -> float32 with 11 significant bits, to nearest
     return _significant(x, 11)
 
@@ -190,7 +190,7 @@ CROSSED = [("shard", 0), ("manifest", 1), ("manifest", 0), ("shard", 1)]
 LATE = [("shard", 0), ("shard", 1), ("manifest", 0), ("shard", 2), ("manifest", 1), ("manifest", 2)]
 BOTH = [("manifest", 0), ("manifest", 1), ("shard", 0), ("shard", 1)]
 EXERCISES = {
-    "12.1": Exercise(
+    "13.1": Exercise(
         _gram_bytes,
         ((5120, 13824), (4096, 11008), (576, 1536)),
         mistakes(_five_grams, _two_bytes, _numbers, _residual_for_down, _inputs_by_outputs),
@@ -198,21 +198,21 @@ EXERCISES = {
         kind="warm-up",
         minutes=3,
     ),
-    "12.2": Exercise(
+    "13.2": Exercise(
         _blocks_that_fit,
         ((80e9, 0.63e9, 22e9), (8e9, 0.63e9, 3.1e9), (2e9, 0.63e9, 3e9), (24e9, 1.8e9, 5.9e9)),
         mistakes(_rounded, _rounded_up, _fixed_forgotten, _below_zero),
         right=(lambda free, block, fixed: int(max(free - fixed, 0) / block),),
         minutes=4,
     ),
-    "12.3": Exercise(
+    "13.3": Exercise(
         _floor_seconds,
         ((262144, 2048, 317e6, 40, 5120, 450e12), (2048, 256, 3.5e6, 30, 576, 2e10)),
         mistakes(_one_pass, _one_operation, _without_attention, _over_all_tokens, _one_block),
         right=(lambda n, t, p, b, d, v: 4 * b * n * (p + 2 * t * d) / v,),
         minutes=6,
     ),
-    "12.4": Exercise(
+    "13.4": Exercise(
         _dangers,
         ((FINE,), (EARLY,), (CROSSED,), (LATE,), (BOTH,)),
         mistakes(_only_the_end, _any_difference, _more_named, _missing_counted),
@@ -220,7 +220,7 @@ EXERCISES = {
         kind="find-the-bug",
         minutes=8,
     ),
-    "12.5": Exercise(
+    "13.5": Exercise(
         _tf32,
         (
             (normal(64, seed=12),),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 13."""
+"""The exercises of notebook 14."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from .checking import Exercise, mistakes
 
 
-# 13.1 the bytes of a packed matrix
+# 14.1 the bytes of a packed matrix
 # kept values of so many bits, one bit a weight for the mask
 def _packed_bytes(rows, columns, zeros, bits):
     return (rows * columns - zeros) * bits // 8 + math.ceil(rows * columns / 8)
@@ -34,7 +34,7 @@ def _zeros_stored(rows, columns, zeros, bits):
     return zeros * bits // 8 + math.ceil(rows * columns / 8)
 
 
-# 13.2 OWL's shares
+# 14.2 OWL's shares
 # [blocks] -> [blocks], mean target, farthest block `spread` away
 def _owl_shares(outliers, target, spread):
     centred = outliers - outliers.mean()
@@ -63,7 +63,7 @@ def _not_scaled(outliers, target, spread):
     return target - spread * (outliers - outliers.mean())
 
 
-# 13.3 momentum under a mask
+# 14.3 momentum under a mask
 def _train(weight, mask, velocity, gradients, rate):  # [r, c] x 3, [steps, r, c] -> [r, c]
     weight = weight * mask
     for gradient in gradients:
@@ -112,7 +112,7 @@ def _mask_turned(weight, mask, *rest):
     return _train(weight, 1 - mask, *rest)
 
 
-# 13.4 a merge that keeps the zeros
+# 14.4 a merge that keeps the zeros
 def _merge(weight, mask, b, a, scale):  # [r, c] x 2, [r, k], [k, c] -> [r, c]
     return (weight + scale * b @ a) * mask
 
@@ -141,7 +141,7 @@ def _merged_where_pruned(weight, mask, b, a, scale):
     return weight + scale * b @ a * (1 - mask)
 
 
-# 13.5 a budget spent by price
+# 14.5 a budget spent by price
 # [segments] x 2 -> how much of each segment is taken, [segments]
 def _spend(prices, widths, budget):
     taken = torch.zeros_like(widths)
@@ -212,14 +212,14 @@ def _by_width(prices, widths, budget):
 
 
 EXERCISES = {
-    "13.1": Exercise(
+    "14.1": Exercise(
         _packed_bytes,
         ((256, 1024, 183500, 16), (5, 7, 20, 32), (3, 3, 0, 16)),
         mistakes(_values_alone, _mask_of_the_kept, _bits, _zeros_stored),
         kind="warm-up",
         minutes=3,
     ),
-    "13.2": Exercise(
+    "14.2": Exercise(
         _owl_shares,
         (
             (torch.tensor([0.0, 1, 5]), 0.7, 0.09),
@@ -229,7 +229,7 @@ EXERCISES = {
         mistakes(_more_for_outliers, _published, _mean_off_target, _not_scaled),
         minutes=6,
     ),
-    "13.3": Exercise(
+    "14.3": Exercise(
         _train,
         _cases(3, _training_case),
         mistakes(_mask_gradients, _mask_first, _no_momentum, _mask_turned),
@@ -237,14 +237,14 @@ EXERCISES = {
         kind="find-the-bug",
         minutes=7,
     ),
-    "13.4": Exercise(
+    "14.4": Exercise(
         _merge,
         _cases(4, _merge_case),
         mistakes(_zeros_filled, _scale_forgotten, _adapters_lost, _merged_where_pruned),
         right=(_merge_masked,),
         minutes=4,
     ),
-    "13.5": Exercise(
+    "14.5": Exercise(
         _spend,
         _cases(5, _budget_case),
         mistakes(_all_or_nothing, _dearest_first, _same_share, _by_width),

@@ -1,4 +1,4 @@
-"""The exercises of notebook 09."""
+"""The exercises of notebook 10."""
 
 import math
 from itertools import combinations
@@ -8,7 +8,7 @@ import torch
 from .checking import Exercise, mistakes
 
 
-# 09.1 the excess as a share of another method's
+# 10.1 the excess as a share of another method's
 def _share(dense, base, perplexity):
     return math.log(perplexity / dense) / math.log(base / dense)
 
@@ -39,7 +39,7 @@ def _upside_down(dense, base, perplexity):
     return 1 / _share(dense, base, perplexity)
 
 
-# 09.2 what a table with two errors allows to say
+# 10.2 what a table with two errors allows to say
 def _duel(a, error_a, b, error_b):  # excess losses and their errors -> "a", "b" or "open"
     return _lower(a, b, 2 * (error_a + error_b))
 
@@ -77,7 +77,7 @@ def _without_errors(a, error_a, b, error_b):
     return "a" if a < b else "b"
 
 
-# 09.3 the sparsity of a model of which some blocks were left out
+# 10.3 the sparsity of a model of which some blocks were left out
 def _of_model(sizes, pruned):  # weights of every block; {block: its sparsity}
     return sum(sizes[block] * sparsity for block, sparsity in pruned.items()) / sum(sizes)
 
@@ -98,7 +98,7 @@ def _unweighted(sizes, pruned):
     return sum(pruned.values()) / len(sizes)
 
 
-# 09.4 the best of k
+# 10.4 the best of k
 def _best_of(results, k):  # expected lowest of k different ones, drawn at random
     total, n = 0, len(results)
     for place, value in enumerate(sorted(results)):
@@ -134,7 +134,7 @@ def _mean(results, k):
     return sum(results) / len(results)
 
 
-# 09.5 many comparisons at once
+# 10.5 many comparisons at once
 def _survivors(z, level):  # [n] -> bool [n], Holm's step-down rule
     p = torch.erfc(z.abs() / math.sqrt(2))
     order = p.argsort()
@@ -198,7 +198,7 @@ Z = torch.tensor([0.3, -2.1, 4.0, 2.45, -2.6, 1.2, 2.75])
 CLOSE = torch.tensor([2.2, 2.0, -1.97, 3.1])
 LATE = torch.tensor([2.6, 2.1, -2.2, 2.3, 2.0, 2.05])
 EXERCISES = {
-    "09.1": Exercise(
+    "10.1": Exercise(
         _share,
         ((78.0, 87.1, 82.2), (40.0, 49.3, 70.4), (206.0, 227.4, 200.0)),
         mistakes(_ratio, _difference_of_perplexities, _dense_forgotten, _upside_down),
@@ -206,27 +206,27 @@ EXERCISES = {
         kind="warm-up",
         minutes=3,
     ),
-    "09.2": Exercise(
+    "10.2": Exercise(
         _duel,
         DUELS,
         mistakes(_independent, _touching, _larger_error, _largest_wins, _without_errors),
         minutes=5,
     ),
-    "09.3": Exercise(
+    "10.3": Exercise(
         _of_model,
         MODELS,
         mistakes(_label, _of_the_pruned, _unweighted),
         kind="find-the-bug",
         minutes=5,
     ),
-    "09.4": Exercise(
+    "10.4": Exercise(
         _best_of,
         ((RUNS, 1), (RUNS, 2), (RUNS, 4), ([3.0, 1.0, 2.0], 2)),
         mistakes(_best_of_all, _mean, _with_replacement, _highest),
         right=(_by_listing,),
         minutes=8,
     ),
-    "09.5": Exercise(
+    "10.5": Exercise(
         _survivors,
         ((Z, 0.05), (CLOSE, 0.05), (LATE, 0.05), (Z, 0.2)),
         mistakes(_uncorrected, _bonferroni, _one_sided, _without_stopping),

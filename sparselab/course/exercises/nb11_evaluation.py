@@ -1,4 +1,4 @@
-"""The exercises of notebook 10."""
+"""The exercises of notebook 11."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from .checking import Exercise, mistakes
 
 
-# 10.1 perplexity from windows of unequal length
+# 11.1 perplexity from windows of unequal length
 def _joined(losses, counts):  # [k] mean losses, [k] predictions -> float
     return math.exp(((losses * counts).sum() / counts.sum()).item())
 
@@ -43,7 +43,7 @@ def _mean_loss(losses, counts):
     return math.log(_joined(losses, counts))
 
 
-# 10.2 one loss in three units
+# 11.2 one loss in three units
 # float, ints -> (perplexity of a word, bits per byte)
 def _units(perplexity, predictions, words, size):
     nats = predictions * math.log(perplexity)
@@ -77,7 +77,7 @@ def _without_predictions(perplexity, predictions, words, size):
     return math.exp(math.log(perplexity) / words), math.log2(perplexity) / size
 
 
-# 10.3 how long are the windows?
+# 11.3 how long are the windows?
 def _windows(tokens, positions):  # -> (length of a window, windows, tokens left over)
     length = min(2048, positions)
     return length, tokens // length, tokens % length
@@ -106,7 +106,7 @@ def _with_the_rest(tokens, positions):
     return length, -(-tokens // length), 0
 
 
-# 10.4 two models on the same items
+# 11.4 two models on the same items
 def _paired(a, b):  # bool [n], bool [n] -> (difference of accuracies, error)
     difference = b.double() - a.double()
     return difference.mean().item(), difference.std().item() / math.sqrt(len(a))
@@ -153,7 +153,7 @@ def _a_minus_b(a, b):
     return _paired(b, a)
 
 
-# 10.5 which answer?
+# 11.5 which answer?
 def _answers(logprobs, choices):  # list of [tokens], list of str -> (by sum, by sum per character)
     sums = _sums(logprobs)
     return sums.argmax().item(), (sums / _lengths(choices)).argmax().item()
@@ -224,7 +224,7 @@ ITEMS = (
     _item({" cafés à crème": [-3.0], " two teacups here": [-2.2, -1.0]}),
 )
 EXERCISES = {
-    "10.1": Exercise(
+    "11.1": Exercise(
         _joined,
         LENGTHS,
         mistakes(_windows_alike, _weighted_mean, _mean_perplexity, _one_less, _mean_loss),
@@ -232,14 +232,14 @@ EXERCISES = {
         kind="warm-up",
         minutes=4,
     ),
-    "10.2": Exercise(
+    "11.2": Exercise(
         _units,
         ((40.0, 1000, 700, 4000), (12.5, 255, 190, 1100), (80.0, 64, 32, 300)),
         mistakes(_nats_per_byte, _scaled_perplexity, _words_over_tokens, _without_predictions),
         right=(_by_powers,),
         minutes=6,
     ),
-    "10.3": Exercise(
+    "11.3": Exercise(
         _windows,
         ((287645, 2048), (287645, 4096), (287645, 131072), (20000, 256)),
         mistakes(_published, _always, _with_the_rest),
@@ -247,14 +247,14 @@ EXERCISES = {
         kind="find-the-bug",
         minutes=5,
     ),
-    "10.4": Exercise(
+    "11.4": Exercise(
         _paired,
         ((RIGHT, OTHER), (RIGHT, WORSE), (OTHER, WORSE)),
         mistakes(_two_errors, _one_error, _one_less_inside, _spread, _only_discordant, _a_minus_b),
         right=(_from_counts,),
         minutes=8,
     ),
-    "10.5": Exercise(
+    "11.5": Exercise(
         _answers,
         ITEMS,
         mistakes(_per_token, _with_the_space, _per_byte, _times_length, _lowest),
