@@ -8,6 +8,7 @@ from .layers import inputs_of, notebook_model
 from .predictions import predict, reveal, review
 from .scores import score, scoreboard
 from .sliders import explore, explorer
+from .submissions import leaderboard, submit
 
 __all__ = [
     "Exercise",
@@ -18,6 +19,7 @@ __all__ = [
     "explore",
     "explorer",
     "inputs_of",
+    "leaderboard",
     "mine",
     "notebook_model",
     "predict",
@@ -26,4 +28,5 @@ __all__ = [
     "review",
     "score",
     "scoreboard",
+    "submit",
 ]

@@ -16,6 +16,7 @@ from ..runtime.files import write_json
 
 FILE = "my_scores.json"  # in the working folder, beside my_pruner.py
 WINDOWS, SEQLEN = 64, 256
+PARTS = {"model", "zeros", "name", "perplexity", "ours"}  # of each row
 PROTOCOL = f"demo text, {WINDOWS} windows of {SEQLEN} tokens"
 
 _rows: dict[str, dict] = {}  # of this kernel, by key, in the order in which they came
@@ -69,10 +70,10 @@ def score(
     row = {"model": model, "zeros": zeros, "name": name, "perplexity": value, "ours": ours}
     key = f"{model}, {100 * zeros:g} %, {name}"
     _rows[key] = row
-    kept, fault = _kept()
+    kept, fault = rows_of(FILE, PARTS)
     if fault:
         print(fault)
-    elif not _stored_run():
+    elif not stored_run():
         try:
             write_json(FILE, {**kept, key: row})
         except OSError as error:
@@ -84,7 +85,7 @@ def scoreboard(*, zeros: float = 0.7, model: str = "opt-mini") -> None:
 
     zeros, model: of the rows; each has a board of its own.
     """
-    kept, fault = _kept()
+    kept, fault = rows_of(FILE, PARTS)
     print(fault, end="\n" if fault else "")
     rows = [row for row in {**kept, **_rows}.values() if row["model"] == model]
     dense = next((row for row in rows if row["zeros"] == 0), None)
@@ -103,7 +104,7 @@ def scoreboard(*, zeros: float = 0.7, model: str = "opt-mini") -> None:
     )
 
 
-def picture(rows: list[dict], dense: float | None) -> Figure:
+def picture(rows: list[dict], dense: float | None, protocol: str = PROTOCOL) -> Figure:
     """Rows as dots, sorted, each with its number; the dense model as a line."""
     rows = sorted(rows, key=lambda row: -row["perplexity"])
     values = [row["perplexity"] for row in rows]
@@ -128,7 +129,7 @@ def picture(rows: list[dict], dense: float | None) -> Figure:
             yticks=range(len(rows)),
             yticklabels=[_label(row) for row in rows],
             ylim=(-0.6, len(rows) - 0.4),
-            xlabel=f"perplexity, {PROTOCOL}",
+            xlabel=f"perplexity, {protocol}",
         )
         if high > 6 * low:  # a few broken pruners must not squeeze the others together
             axis.set_xscale("log")
@@ -150,24 +151,25 @@ def _style(name: str) -> tuple[str, str, str]:
     return viz.style_of(max(begins, key=len, default=""))
 
 
-def _stored_run() -> bool:
+def stored_run() -> bool:
+    """Whether a notebook is executed to be stored or tested: nothing of a reader's is used then."""
     return os.environ.get("SPARSELAB_STATIC") == "1"
 
 
-def _kept() -> tuple[dict[str, dict], str]:
-    """The rows of the working folder's file, and what is wrong with it."""
-    file = Path(FILE)
-    if _stored_run() or not file.exists():
+def rows_of(name: str, parts: set[str]) -> tuple[dict[str, dict], str]:
+    """The rows of a file in the working folder, each with these parts, by key; and what is wrong
+    with the file. Stored runs read none."""
+    file = Path(name)
+    if stored_run() or not file.exists():
         return {}, ""
     try:
         kept = json.loads(file.read_text(encoding="utf8"))
-        names = {"model", "zeros", "name", "perplexity", "ours"}
-        if all(names <= {*row} for row in kept.values()):
+        if all(parts <= {*row} for row in kept.values()):
             return kept, ""
         fault = "a row lacks a part"
     except (OSError, UnicodeError, ValueError, AttributeError, TypeError) as error:
         fault = f"{type(error).__name__}: {error}"
     return {}, (
-        f"{FILE} cannot be read ({fault}). It stays as it is, and new rows last as long as this"
+        f"{name} cannot be read ({fault}). It stays as it is, and new rows last as long as this"
         " notebook runs. Rename it to begin a new one."
     )

@@ -67,7 +67,7 @@ class Exercise:
 
     def verdict(self, answer: Any) -> tuple[str, str]:
         """('right' | 'wrong' | 'not attempted', a sentence)."""
-        if _nobody_wrote(answer):
+        if nobody_wrote(answer):
             return "not attempted", "the reference is used so that you can go on."
         try:
             mine = self.outputs(answer)
@@ -215,7 +215,7 @@ def progress(notebook: str) -> None:
     print("  ".join(f"{key} {'✓' if _verdicts.get(key) == 'right' else '○'}" for key in keys))
 
 
-def _nobody_wrote(answer: Any) -> bool:
+def nobody_wrote(answer: Any) -> bool:
     """Whether an answer is None, or a function whose body is `...`."""
     if answer is None or answer is ...:
         return True
