@@ -1,11 +1,16 @@
 """A class hands in the homework of lesson 02, and it is graded."""
 
+import json
+
+import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pytest
 from conftest import ROOT
 
 from sparselab.course.exercises.checking import exercises_of, must_be_right
-from tools import classroom
+from sparselab.errors import SparselabError
+from tools import classroom, guesses
 
 pytest.importorskip("otter")
 MISTAKES = {  # exercise: what a student wrote, and a part of the sentence that names the mistake
@@ -98,3 +103,40 @@ def test_every_lessons_exercises_have_a_stub():
         notebook = nbformat.read(lesson, as_version=4)
         keys = [found["key"] for _, found in classroom.stubs(notebook)]
         assert sorted(keys) == sorted(exercises_of(lesson.stem[:2])), lesson.stem
+
+
+def test_the_guesses_of_a_class(tmp_path, capsys):
+    def keep(name, **guesses):
+        rows = {
+            f"{key[1:3]}.{key[3:]}": {"question": "zeros?", "unit": unit, "guess": g, "result": r}
+            for key, (g, r, unit) in guesses.items()
+        }
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(rows))
+        return file
+
+    files = [
+        keep("ada.json", q021=(70.0, 80.0, " %"), q031=("wanda", "sparsegpt", "")),
+        keep("ben.json", q021=(7.0, 80.0, " %"), q031=("sparsegpt", "sparsegpt", "")),
+        keep("cem/my_predictions.json", q021=(-1.0, 80.0, " %")),
+    ]
+    classroom.guesses(files, out=tmp_path / "out", table=tmp_path / "guesses.csv")
+    assert "5 guesses of 3 students" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "guesses.csv", dtype={"key": str})
+    assert table.groupby("key").close.sum().to_dict() == {"02.1": 1, "03.1": 1}
+    assert {*table.student} == {"ada", "ben", "cem"}
+    found = guesses.collected(files)
+    numbers, answers = (guesses.chart(rows, "02") for _, rows in found.groupby("key"))
+    assert [*numbers.axes[0].lines[0].get_xdata()] == [-1, 7, 70]
+    assert [bar.get_width() for bar in answers.axes[0].patches] == [1, 1]
+    plt.close("all")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "guesses-02.png",
+        "guesses-03.png",
+    }
+    with pytest.raises(SparselabError, match="Two files answer for ada"):
+        guesses.collected([files[0], keep("ada/my_predictions.json", q021=(1, 2, ""))])
+    files[1].write_text("[]")
+    with pytest.raises(SparselabError, match="ben.json is no file of predictions"):
+        guesses.collected(files)

@@ -434,7 +434,8 @@ def test_plain_answers():
 
 
 def test_predictions_are_recorded_and_compared(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSELAB_PREDICTIONS", str(tmp_path / "mine.json"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPARSELAB_STATIC", raising=False)
     course.predict("99.1", "perplexity?", 50.0)
     course.reveal("99.1", 100.0, "Most guess too low.")
     course.predict("99.2", "which method?")
@@ -446,7 +447,12 @@ def test_predictions_are_recorded_and_compared(capsys, tmp_path, monkeypatch):
         and "Most guess too low." in said
         and "no guess; the result is wanda" in said
     )
-    assert list(json.loads((tmp_path / "mine.json").read_text())) == ["99.1"]
+    file = tmp_path / "my_predictions.json"
+    assert list(json.loads(file.read_text())) == ["99.1"]
+    file.write_text("half of")  # it is the student's all the same
+    course.predict("99.3", "zeros?", 12.0)
+    course.reveal("99.3", 11.0)
+    assert "cannot be read" in capsys.readouterr().out and file.read_text() == "half of"
 
 
 def draw(figure, sparsity, method):

@@ -8,6 +8,10 @@ student/ (stubs, and the public tests), instructor/ (solved) and autograder.zip 
 
 grades the answers of a class: a row for each submission, a column for each exercise, and which
 mistakes were made.
+
+    python -m tools.classroom guesses STUDENT.json ... [--out FOLDER]
+
+draws what a class predicted beside the results, a chart for each lesson.
 """
 
 import ast
@@ -28,6 +32,7 @@ from sparselab.course.student import SOLUTION
 from sparselab.errors import SparselabError
 
 from . import ROOT, lessons
+from .guesses import charts, collected
 
 OUT = ROOT / "build" / "class"
 STUB = re.compile(r"^(?P<name>\w+) = course\.check\(\"(?P<key>[\d.]+)\", [^\n]*$", re.MULTILINE)
@@ -96,6 +101,20 @@ def grade(lesson: str, submissions: list[Path], *, out: Path = OUT, table: Path 
         marks.to_csv(table)
     print(marks.to_string())
     return marks
+
+
+@app.command
+def guesses(files: list[Path], *, out: Path = OUT, table: Path | None = None) -> None:
+    """Draw what a class predicted: the students' my_predictions.json, named after them."""
+    found = collected(files)
+    drawn = charts(found, out)
+    if table:
+        found.to_csv(table, index=False)
+    print(f"{len(found)} guesses of {found.student.nunique()} students: {_names(drawn)}.")
+
+
+def _names(files: list[Path]) -> str:
+    return ", ".join(map(str, files)) or "nothing to draw"
 
 
 def with_exercises() -> list[Path]:

@@ -1,11 +1,12 @@
 """Predict before you run: a guess is recorded, shown beside the result, reviewed at the end."""
 
-import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from ..runtime.files import write_json
+from .scores import rows_of, stored_run
+
+FILE = "my_predictions.json"  # in the working folder, beside my_pruner.py
+PARTS = {"question", "unit", "guess", "result"}  # of each prediction
 
 
 @dataclass
@@ -57,11 +58,14 @@ def review() -> None:
 
 def _record(key: str, prediction: Prediction) -> None:
     """Into a file that stays when the kernel ends; a teacher can collect it."""
-    default = Path.home() / ".cache" / "sparselab" / "predictions.json"
-    file = Path(os.environ.get("SPARSELAB_PREDICTIONS", default))
-    known = json.loads(file.read_text()) if file.exists() else {}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**known, key: asdict(prediction)})
+    kept, fault = rows_of(FILE, PARTS)
+    if fault:
+        print(fault)
+    elif not stored_run():
+        try:
+            write_json(FILE, {**kept, key: asdict(prediction)})
+        except OSError as error:
+            print(f"The guess could not be kept in {FILE} ({error.strerror}).")
 
 
 def _number(value: float | str) -> str:
