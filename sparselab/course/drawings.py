@@ -615,3 +615,44 @@ def sparsellm_loop() -> Drawing:
         " it mends a part of what the output lacks, move z to a place between what W1 gives and"
         " what a asks for. The first epoch starts from z and a of the dense model."
     )
+
+
+# 11 Evaluation done right
+
+
+def ways_to_read() -> Drawing:
+    """11: one text, cut in four ways."""
+    art, left, high = Schematic(44, 20), 11.5, {"height": 1.5, "size": 8}
+
+    def part(y: float, start: float, end: float, words: str, role: str = "plain") -> None:
+        art.box(left + (start + end) / 2, y, words, role, width=end - start - 0.15, **high)
+
+    for y, words in (
+        (18, "as in the papers"),
+        (13, "overlapping by half"),
+        (8, "a beginning token\nbefore each window"),
+        (4.4, "article by article"),
+    ):
+        art.text(0.3, y, words, ha="left")
+    for place in range(3):
+        part(18, 8 * place, 8 * place + 8, f"window {place}")
+        part(8, 8 * place, 8 * place + 1.2, "B", "frozen")
+        part(8, 8 * place + 1.2, 8 * place + 8, f"window {place}")
+    part(18, 24, 28, "rest", "faint")
+    part(14.8, 0, 8, "window 0")
+    for place in (1, 2):
+        y = 14.8 - 1.8 * place
+        part(y, 4 * place, 4 * place + 4, "", "frozen")
+        part(y, 4 * place + 4, 4 * place + 8, f"window {place}")
+    for start, end, words in ((0, 8, "window 0"), (8, 11, "rest"), (12.4, 20.4, "window 0")):
+        part(4.4, start, end, words)
+    part(4.4, 20.4, 28.4, "window 1")
+    part(4.4, 28.4, 31.4, "rest")
+    roles = {"plain": "read and scored", "frozen": "read, not scored", "faint": "dropped"}
+    art.legend(left, 1.2, roles, step=10)
+    return art.figure, (
+        "One text, cut in four ways. As in the papers: windows side by side, and the rest at the"
+        " end is dropped. Overlapping by half: each window after the first is scored in its second"
+        " half alone; with a beginning token: one more token, not scored, stands before each"
+        " window; article by article: the windows of each article and its short rest are scored."
+    )

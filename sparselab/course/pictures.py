@@ -3,6 +3,7 @@ sentence of its own."""
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -568,4 +569,47 @@ def recorded_rungs(excess: dict[str, float]) -> Figure:
         axis.set_title("Each change by itself; those with + on top of the one above")
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
+    return figure
+
+
+# 11 Evaluation done right
+
+
+def many_perplexities(values: dict[str, float], papers: float) -> Figure:
+    """11: one model's perplexity under several conventions, rising; the papers' as a line."""
+    names = sorted(values, key=values.get)
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7.4, 3.4))
+        axis.axvline(papers, color="black", linestyle=":")
+        axis.plot([values[name] for name in names], range(len(names)), "o", color="#0072B2")
+        for place, name in enumerate(names):
+            away = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+            on_line = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            place_of = (values[name], place)
+            axis.annotate(f"{values[name]:.1f}", place_of, fontsize=9, bbox=on_line, **away)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlabel="perplexity")
+        axis.set_title("The same weights, read in different ways")
+        axis.margins(x=0.12, y=0.08)
+    return figure
+
+
+TASKS = {"piqa": "PIQA", "arc_easy": "ARC easy", "winogrande": "WinoGrande"}
+
+
+def accuracies(record: pd.DataFrame) -> Figure:
+    """11: recorded accuracies (columns task, model, method, accuracy, stderr, chance, all shares),
+    one panel a task."""
+    tasks = record.groupby("task", sort=False)
+    with viz.style():
+        figure, axes = plt.subplots(1, len(tasks), figsize=(9, 3.2), sharey=True)
+        for axis, (task, rows) in zip(axes, tasks, strict=True):
+            for place, row in enumerate(rows.itertuples()):
+                colour, marker, _ = viz.style_of(row.method)
+                look = {"color": colour, "marker": marker or "o", "capsize": 4}
+                axis.errorbar(100 * row.accuracy, place, xerr=100 * row.stderr, **look)
+            axis.axvline(100 * rows.chance.iloc[0], color="black", linestyle=":")
+            axis.set(title=TASKS.get(task, task), xlabel="accuracy (%)")
+        names = [f"{row.model}, {viz.label_of(row.method)}{row.zeros}" for row in rows.itertuples()]
+        axes[0].set(yticks=range(len(rows)), yticklabels=names)
+        axes[0].invert_yaxis()
     return figure

@@ -1,6 +1,8 @@
 """Published numbers, each with where it was read, and ours beside them: signed gaps, and never
 across protocols unsaid."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -223,8 +225,9 @@ def overlay(
         figure.legend(loc="outside upper left", fontsize=8)
         differences = _distinct(table.difference)
         if differences:
-            warning = "NOT the same protocol: " + "\n".join(differences)
-            axis.set_title(warning, fontsize=8, color="#D55E00")
+            wide = int(12 * figure.get_figwidth())  # letters of size 8 in a line
+            lines = textwrap.wrap(f"NOT the same protocol: {'; '.join(differences)}", wide)
+            axis.set_title("\n".join(lines), fontsize=8, color="#D55E00")
     return figure, _sentence(table, dataset, differences)
 
 

@@ -1,14 +1,19 @@
 """The exercises of notebook 11."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
+from ... import viz
 from .checking import Exercise, mistakes
 
 
 # 11.1 perplexity from windows of unequal length
-def _joined(losses, counts):  # [k] mean losses, [k] predictions -> float
+def text_perplexity(losses, counts):
+    """Of a whole text, from the mean losses [k] of its pieces and their predictions [k]."""
     return math.exp(((losses * counts).sum() / counts.sum()).item())
 
 
@@ -35,17 +40,18 @@ def _mean_perplexity(losses, counts):
 
 def _one_less(losses, counts):
     """counts are predictions already, one less than tokens: subtract nothing more"""
-    return _joined(losses, counts - 1)
+    return text_perplexity(losses, counts - 1)
 
 
 def _mean_loss(losses, counts):
     """that is the mean loss in nats: perplexity is its exponential"""
-    return math.log(_joined(losses, counts))
+    return math.log(text_perplexity(losses, counts))
 
 
 # 11.2 one loss in three units
-# float, ints -> (perplexity of a word, bits per byte)
-def _units(perplexity, predictions, words, size):
+def units(perplexity, predictions, words, size):
+    """Perplexity of a word and bits per byte, from the perplexity of a token and the counts of
+    predictions, words and bytes of one text."""
     nats = predictions * math.log(perplexity)
     return math.exp(nats / words), nats / size / math.log(2)
 
@@ -63,12 +69,12 @@ def _nats_per_byte(perplexity, predictions, words, size):
 def _scaled_perplexity(perplexity, predictions, words, size):
     """a perplexity is no loss and cannot be scaled: take the logarithm, spread it over the words,
     then exp"""
-    return perplexity * predictions / words, _units(perplexity, predictions, words, size)[1]
+    return perplexity * predictions / words, units(perplexity, predictions, words, size)[1]
 
 
 def _words_over_tokens(perplexity, predictions, words, size):
     """upside down: there are fewer words than tokens, so a word costs more than a token"""
-    return perplexity ** (words / predictions), _units(perplexity, predictions, words, size)[1]
+    return perplexity ** (words / predictions), units(perplexity, predictions, words, size)[1]
 
 
 def _without_predictions(perplexity, predictions, words, size):
@@ -77,8 +83,66 @@ def _without_predictions(perplexity, predictions, words, size):
     return math.exp(math.log(perplexity) / words), math.log2(perplexity) / size
 
 
-# 11.3 how long are the windows?
-def _windows(tokens, positions):  # -> (length of a window, windows, tokens left over)
+# 11.3 the error over articles
+def over_articles(values, article):
+    """The mean of the windows' values [k] and its standard error over articles; article [k] says
+    which one each window comes from."""
+    means = _article_means(values, article)
+    return values.mean().item(), means.std().item() / math.sqrt(len(means))
+
+
+def _article_means(values, article):
+    return torch.stack([values[article == each].mean() for each in article.unique()])
+
+
+def _over_articles_by_sums(values, article):
+    _, place = article.unique(return_inverse=True)
+    count = torch.bincount(place)
+    means = torch.bincount(place, values.double()) / count
+    return values.mean().item(), (means.var() / len(means)).sqrt().item()
+
+
+def _over_windows(values, article):
+    """that is the error over windows: it takes the windows of one article for independent. Average
+    within each article first"""
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def _by_number_of_windows(values, article):
+    """the means of articles are as many as there are articles: divide their deviation by the root
+    of that number, not of the number of windows"""
+    means = _article_means(values, article)
+    return values.mean().item(), means.std().item() / math.sqrt(len(values))
+
+
+def _deviation_of_articles(values, article):
+    """that is how far one article scatters: the mean of m articles is sharper by the root of m"""
+    return values.mean().item(), _article_means(values, article).std().item()
+
+
+def _sums_of_articles(values, article):
+    """you added up each article's windows: an article with more windows would look harder. Take
+    means"""
+    sums = torch.stack([values[article == each].sum() for each in article.unique()])
+    return values.mean().item(), sums.std().item() / math.sqrt(len(sums))
+
+
+def _within_articles(values, article):
+    """that is the scatter of the windows within their articles, which is what averaging removes:
+    the error comes from the scatter between the articles' means"""
+    inside = torch.stack(
+        [
+            (values[article == a] - values[article == a].mean()).square().sum()
+            for a in article.unique()
+        ]
+    )
+    return values.mean().item(), math.sqrt(inside.sum().item() / len(values)) / len(inside) ** 0.5
+
+
+# 11.4 how long are the windows?
+def windows_of(tokens, positions):
+    """Length and number of the windows of so many tokens, and how many are left over, for a model
+    that can read `positions` tokens."""
     length = min(2048, positions)
     return length, tokens // length, tokens % length
 
@@ -106,20 +170,22 @@ def _with_the_rest(tokens, positions):
     return length, -(-tokens // length), 0
 
 
-# 11.4 two models on the same items
-def _paired(a, b):  # bool [n], bool [n] -> (difference of accuracies, error)
+# 11.6 two models on the same items
+def accuracy_gap(a, b):
+    """Difference of two accuracies and its paired standard error, from verdicts a, b bool [n] on
+    the same items."""
     difference = b.double() - a.double()
     return difference.mean().item(), difference.std().item() / math.sqrt(len(a))
 
 
 def _from_counts(a, b):
-    n, changed, mean = len(a), (a != b).sum().item(), _paired(a, b)[0]
+    n, changed, mean = len(a), (a != b).sum().item(), accuracy_gap(a, b)[0]
     return mean, math.sqrt((changed / n - mean**2) / (n - 1))
 
 
 def _one_less_inside(a, b):
     """n - 1 goes into the factor before the root; the shares b / n and c / n keep their n"""
-    n, changed, mean = len(a), (a != b).sum().item(), _paired(a, b)[0]
+    n, changed, mean = len(a), (a != b).sum().item(), accuracy_gap(a, b)[0]
     return mean, math.sqrt((changed / (n - 1) - mean**2) / n)
 
 
@@ -138,23 +204,25 @@ def _one_error(a, b):
 
 def _spread(a, b):
     """that is how much one item scatters: the mean of n items is sharper by the square root of n"""
-    mean, stderr = _paired(a, b)
+    mean, stderr = accuracy_gap(a, b)
     return mean, stderr * math.sqrt(len(a))
 
 
 def _only_discordant(a, b):
     """items on which both agree count too: they are differences of 0, and n counts all"""
     split = a != b
-    return _paired(a[split], b[split])
+    return accuracy_gap(a[split], b[split])
 
 
 def _a_minus_b(a, b):
     """the sign: b minus a"""
-    return _paired(b, a)
+    return accuracy_gap(b, a)
 
 
 # 11.5 which answer?
-def _answers(logprobs, choices):  # list of [tokens], list of str -> (by sum, by sum per character)
+def answers(logprobs, choices):
+    """The places of the chosen answers, by sum and by sum per character, from the log-probabilities
+    [tokens] of each choice and the choices with the blank in front."""
     sums = _sums(logprobs)
     return sums.argmax().item(), (sums / _lengths(choices)).argmax().item()
 
@@ -171,7 +239,7 @@ def _per_token(logprobs, choices):
     """acc_norm divides by characters, so that it does not depend on the tokenizer; that is the mean
     over tokens"""
     means = torch.stack([one.mean() for one in logprobs])
-    return _answers(logprobs, choices)[0], means.argmax().item()
+    return answers(logprobs, choices)[0], means.argmax().item()
 
 
 def _with_the_space(logprobs, choices):
@@ -182,7 +250,7 @@ def _with_the_space(logprobs, choices):
 
 def _per_byte(logprobs, choices):
     """characters, not bytes: an é is one character and two bytes"""
-    return _answers(logprobs, [choice.encode() for choice in choices])
+    return answers(logprobs, [choice.encode() for choice in choices])
 
 
 def _times_length(logprobs, choices):
@@ -193,7 +261,7 @@ def _times_length(logprobs, choices):
 
 def _lowest(logprobs, choices):
     """the likeliest answer has the highest log-likelihood, which is the least negative one"""
-    return _answers([-one for one in logprobs], choices)
+    return answers([-one for one in logprobs], choices)
 
 
 def _by_list(logprobs, choices):
@@ -223,43 +291,101 @@ ITEMS = (
     _item({" ox": [-1.0], " oxen": [-1.8]}),
     _item({" cafés à crème": [-3.0], " two teacups here": [-2.2, -1.0]}),
 )
+WINDOWS = (
+    (torch.tensor([3.0, 3.2, 4.1, 4.3, 2.7]), torch.tensor([0, 0, 1, 1, 2])),
+    (torch.tensor([0.2, 0.1, 0.3, 0.0, 0.1, 0.4]), torch.tensor([5, 5, 5, 7, 9, 9])),
+    (torch.tensor([1.0, 2.5, 1.5]), torch.tensor([1, 2, 1])),
+)
+
+
+def drawn(title: str, *names: str) -> Callable[[Any, Any], Figure]:
+    """How to draw a wrong answer of a few numbers: for each number, a bar for yours and one for the
+    expected."""
+
+    def draw(mine: Any, expected: Any) -> Figure:
+        pairs = [each if isinstance(each, tuple) else (each,) for each in (mine, expected)]
+        with viz.style():
+            figure = Figure(figsize=(3.2 * max(len(names), 1.5), 1.9))
+            figure.suptitle(title)
+            axes = figure.subplots(1, len(names), squeeze=False)[0]
+            for axis, name, *values in zip(axes, names, *pairs, strict=True):
+                values = [float(value) for value in values]
+                axis.barh([0, 1], values, color=["#D55E00", "#0072B2"], height=0.6)
+                axis.bar_label(axis.containers[0], fmt="%.4g", padding=3)
+                axis.set(yticks=[0, 1], yticklabels=["yours", "expected"], xlabel=name)
+                axis.axvline(0, color="black", linewidth=0.8)
+                axis.locator_params(axis="x", nbins=4)
+                axis.margins(x=0.3)
+                if not any(values):
+                    axis.set_xlim(0, 1)
+                axis.invert_yaxis()
+                axis.grid(False)
+        return figure
+
+    return draw
+
+
 EXERCISES = {
     "11.1": Exercise(
-        _joined,
+        text_perplexity,
         LENGTHS,
         mistakes(_windows_alike, _weighted_mean, _mean_perplexity, _one_less, _mean_loss),
         right=(_token_by_token,),
         kind="warm-up",
-        minutes=4,
+        minutes=3,
+        draw=drawn("the perplexity of a text", "perplexity"),
+        quiet=True,
     ),
     "11.2": Exercise(
-        _units,
+        units,
         ((40.0, 1000, 700, 4000), (12.5, 255, 190, 1100), (80.0, 64, 32, 300)),
         mistakes(_nats_per_byte, _scaled_perplexity, _words_over_tokens, _without_predictions),
         right=(_by_powers,),
-        minutes=6,
+        minutes=4,
+        draw=drawn("one loss in other units", "perplexity of a word", "bits per byte"),
+        quiet=True,
     ),
     "11.3": Exercise(
-        _windows,
+        over_articles,
+        WINDOWS,
+        mistakes(
+            _over_windows,
+            _by_number_of_windows,
+            _deviation_of_articles,
+            _sums_of_articles,
+            _within_articles,
+        ),
+        right=(_over_articles_by_sums,),
+        minutes=6,
+        draw=drawn("windows of a few articles", "mean", "standard error"),
+        quiet=True,
+    ),
+    "11.4": Exercise(
+        windows_of,
         ((287645, 2048), (287645, 4096), (287645, 131072), (20000, 256)),
         mistakes(_published, _always, _with_the_rest),
         right=(_windows_by_division,),
         kind="find-the-bug",
-        minutes=5,
-    ),
-    "11.4": Exercise(
-        _paired,
-        ((RIGHT, OTHER), (RIGHT, WORSE), (OTHER, WORSE)),
-        mistakes(_two_errors, _one_error, _one_less_inside, _spread, _only_discordant, _a_minus_b),
-        right=(_from_counts,),
-        minutes=8,
+        minutes=4,
+        draw=drawn("how a text is cut", "tokens in a window", "windows", "tokens dropped"),
+        quiet=True,
     ),
     "11.5": Exercise(
-        _answers,
+        answers,
         ITEMS,
         mistakes(_per_token, _with_the_space, _per_byte, _times_length, _lowest),
         right=(_by_list,),
-        kind="stretch",
-        minutes=10,
+        minutes=6,
+        draw=drawn("the place of the answer", "by sum", "by sum per character"),
+        quiet=True,
+    ),
+    "11.6": Exercise(
+        accuracy_gap,
+        ((RIGHT, OTHER), (RIGHT, WORSE), (OTHER, WORSE)),
+        mistakes(_two_errors, _one_error, _one_less_inside, _spread, _only_discordant, _a_minus_b),
+        right=(_from_counts,),
+        minutes=4,
+        draw=drawn("two models on the same items", "difference", "standard error"),
+        quiet=True,
     ),
 }
