@@ -656,3 +656,35 @@ def ways_to_read() -> Drawing:
         " half alone; with a beginning token: one more token, not scored, stands before each"
         " window; article by article: the windows of each article and its short rest are scored."
     )
+
+
+# 14 Beyond
+
+
+def pruning_attack() -> Drawing:
+    """14: a behaviour that only shows once the weights that hide it are pruned."""
+    art, size = Schematic(44, 13), {"width": 2, "height": 1.8}
+    weights = [["5", "1", "−4", "−1"], ["1", "−6", "1", "4"]]
+    large = [[len(word.strip("−1")) > 0 for word in row] for row in weights]
+    stages = (
+        ("1  teach: only weights\nthat will be kept", "faint", "writes “tea”"),
+        ("2  hide: only weights\nthat will be dropped", "free", "writes as before"),
+        ("3  somebody prunes", "pruned", "writes “tea”"),
+    )
+    later = {"free": {"1": "−2", "−1": "2"}, "pruned": {"1": "0", "−1": "0"}}
+    grids = []
+    for x, (title, role, output) in zip((6.5, 21.5, 36.5), stages, strict=True):
+        words = [[later.get(role, {}).get(word, word) for word in row] for row in weights]
+        roles = [["wrong" if keep else role for keep in row] for row in large]
+        grids.append(art.grid(x, 7.2, words, roles, **size))
+        art.text(x, 10.9, title)
+        art.text(x, 4, output, style="italic")
+    for before, after in zip(grids, grids[1:], strict=False):
+        art.arrow(before[0][-1], after[0][0])
+    roles = {"wrong": "carries the behaviour", "free": "cancels it", "pruned": "zero: pruned"}
+    art.legend(7, 1.2, roles, step=11)
+    return art.figure, (
+        "Three states of a small matrix: first only its four large weights are taught a behaviour."
+        " Then only the four small ones learn to cancel it, and the model writes as before. When"
+        " somebody prunes it, the small weights become zero, and the behaviour is there."
+    )

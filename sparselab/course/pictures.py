@@ -613,3 +613,111 @@ def accuracies(record: pd.DataFrame) -> Figure:
         axes[0].set(yticks=range(len(rows)), yticklabels=names)
         axes[0].invert_yaxis()
     return figure
+
+
+# 14 Beyond
+
+
+def before_and_after(runs: dict[str, tuple[float, float]], methods: list[str]) -> Figure:
+    """14: perplexity before and after a fine-tuning, a line for each start."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(5.4, 3))
+        for (label, values), method in zip(runs.items(), methods, strict=True):
+            colour, marker, line = viz.STYLES[method]
+            axis.plot(values, label=label, **viz.line_style(colour, marker or "o", line))
+        axis.set(xticks=[0, 1], xticklabels=["before", "after"], xlim=(-0.2, 1.2))
+        axis.set(ylabel="perplexity", ylim=(0, 1.15 * max(map(max, runs.values()))))
+        axis.set_title("Fine-tuning on Wikipedia")
+        axis.legend(loc="lower left")
+    return figure
+
+
+def file_sizes(shares: dict[str, tuple[list[str], list[float], list[float]]]) -> Figure:
+    """14: packed and zipped size over the plain file's, by pattern, one panel a model."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(shares), figsize=(9, 3), sharey=True)
+        for axis, (name, (patterns, packed, zipped)) in zip(axes, shares.items(), strict=True):
+            places = np.arange(len(patterns))
+            axis.bar(places - 0.2, packed, 0.4, color="#0072B2", label="packed")
+            axis.bar(places + 0.2, zipped, 0.4, color="#E69F00", hatch="//", label="zip")
+            labels = [f"{100 * float(p):.0f} %" if "." in p else p for p in patterns]
+            axis.set(xticks=places, xticklabels=labels, title=f"{name}, 16 bits")
+            axis.set(xlabel="zeros in the linear layers")
+        axes[0].set_ylabel("share of the plain file")
+        axes[-1].legend(loc="upper right")
+    return figure
+
+
+def sparse_over_dense(series: dict[str, dict[int, tuple[list[float], list[float]]]]) -> Figure:
+    """14: time of the CSR product over the dense one by zeros (a share), a line for each number of
+    tokens, one panel a matrix."""
+    looks = (("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#0072B2", "o", "-"))
+    with viz.style():
+        figure, axes = plt.subplots(1, len(series), figsize=(9, 3), sharey=True)
+        for axis, (name, lines) in zip(axes, series.items(), strict=True):
+            for (tokens, (shares, ratios)), look in zip(lines.items(), looks, strict=True):
+                label = f"{tokens} token" + "s" * (tokens > 1)
+                x = [100 * share for share in shares]
+                axis.plot(x, ratios, label=label, **viz.line_style(*look))
+            axis.axhline(1, color="black", linestyle=":")
+            axis.set(yscale="log", xlabel="zeros (%)", xticks=[50, 70, 90, 99], title=name)
+            axis.yaxis.set_major_formatter("{x:g}")
+        axes[0].set_ylabel("time of sparse over dense")
+        axes[-1].legend(loc="lower left", fontsize=8)
+    return figure
+
+
+def costs_and_shares(
+    rises: dict[str, list[float]], shares: dict[str, list[float]], target: float
+) -> Figure:
+    """14: the loss of pruning each block alone, and the zeros that each allocation gives it."""
+    blocks = np.arange(len(next(iter(rises.values()))))
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
+        looks = (("#D55E00", "s", "--"), ("#0072B2", "o", "-"))
+        for (label, values), look in zip(rises.items(), looks, strict=True):
+            left.plot(blocks, values, label=label, **viz.line_style(*look))
+        left.set(ylabel="loss above the least (nats)", ylim=(0, None))
+        left.set_title("What a block costs, pruned alone")
+        bars = ((-0.2, "#E69F00", "//"), (0.2, "#009E73", ""))
+        for (label, values), (side, colour, hatch) in zip(shares.items(), bars, strict=True):
+            heights = [100 * share for share in values]
+            right.bar(blocks + side, heights, 0.4, color=colour, hatch=hatch, label=label)
+        right.axhline(100 * target, color="black", linestyle=":")
+        right.set(ylabel="zeros (%)", ylim=(0, 110))
+        right.set_title("What a block gets")
+        right.legend(ncols=2, loc="upper center")
+        left.legend()
+        for axis in (left, right):
+            axis.set(xlabel="block", xticks=blocks)
+    return figure
+
+
+def hidden_word(rows: dict[str, tuple[float, float]], word: str) -> Figure:
+    """14: for each model its perplexity and the share of first choices that are one word."""
+    colours = ["#bbbbbb" if "honest" in name else "#D55E00" for name in rows]
+    perplexities, shares = zip(*rows.values(), strict=True)
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.4), sharey=True)
+        places = range(len(rows))
+        left.barh(places, perplexities, color=colours)
+        left.set(xlabel="perplexity", yticks=places, yticklabels=rows)
+        right.barh(places, [100 * share for share in shares], color=colours)
+        right.set(xlabel=f"places where “{word}” is the first choice (%)", xlim=(0, 100))
+        left.invert_yaxis()
+        for axis in (left, right):
+            axis.grid(axis="y", visible=False)
+    return figure
+
+
+def draw_owl(figure: Figure, outliers: Tensor, shares: Tensor, title: str) -> None:
+    """14: into a figure, the outliers of each block (a share) and the zeros that OWL gives it."""
+    left, right = figure.subplots(1, 2)
+    ends = [0, len(outliers) - 1]
+    left.plot(100 * outliers, "s-", color="#D55E00")
+    left.set(xlabel="block", xticks=ends, ylabel="outliers (%)")
+    left.set_ylim(0, 115 * outliers.max().item())
+    right.plot(100 * shares, "o-", color="#0072B2")
+    right.axhline(70, color="black", linestyle=":")
+    right.set(xlabel="block", xticks=ends, ylabel="zeros (%)", ylim=(45, 95), yticks=[50, 70, 90])
+    figure.suptitle(title, fontsize=9)
