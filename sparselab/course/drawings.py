@@ -688,3 +688,38 @@ def pruning_attack() -> Drawing:
         " Then only the four small ones learn to cancel it, and the model writes as before. When"
         " somebody prunes it, the small weights become zero, and the behaviour is there."
     )
+
+
+# 13 LLaMA-2-13b on one GPU
+
+
+def streamed_run() -> Drawing:
+    """13: what is in files, in the host's memory and on the GPU while one block is pruned."""
+    art, y, block = Schematic(44, 15.5), 8, {"width": 5, "height": 1.8, "size": 8}
+    art.text(4, 14.6, "files of the model")
+    for place, name in enumerate(("block 0", "block 1", "block 2", "block 3", "…")):
+        art.box(4, 12.6 - 2.4 * place, name, **block)
+    art.text(40, 14.6, "files of the result")
+    finished = art.box(40, 10.6, "block 0", "pruned", **block)
+    art.box(12.6, 7.8, "", "faint", width=7, height=9.6)
+    art.text(12.6, 13.6, "host")
+    ahead = art.box(12.6, 5.4, "block 2", "plain", **block)
+    art.text(12.6, 3.8, "read ahead", size=8)
+    art.box(26, 7.8, "", "faint", width=15.4, height=9.6)
+    art.text(26, 13.6, "GPU")
+    sent = art.box(22, 5.4, "block 2", "plain", **block)
+    art.text(22, 3.8, "sent ahead", size=8)
+    now = art.box(22, 10.6, "block 1", "pruned", **block)
+    for place, words in enumerate(("activations", "forward pass", "statistics", "solver")):
+        art.box(29.6, 11.4 - 2.4 * place, words, "frozen", width=6, height=1.8, size=8)
+    art.arrow((6.5, y - 0.2), ahead)
+    art.arrow(ahead, sent)
+    art.arrow(sent, now)
+    art.arrow((33.7, 10.6), finished)
+    roles = {"pruned": "pruned, or being pruned", "frozen": "memory for the work"}
+    art.legend(10, 1, roles, step=13)
+    return art.figure, (
+        "The model lies in files, block by block. One block is on the GPU and is pruned there, with"
+        " the activations, a forward pass, the statistics and the solver, while the next is read"
+        " into the host's memory and sent ahead. Finished blocks go to the files of the result."
+    )

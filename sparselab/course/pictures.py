@@ -721,3 +721,48 @@ def draw_owl(figure: Figure, outliers: Tensor, shares: Tensor, title: str) -> No
     right.axhline(70, color="black", linestyle=":")
     right.set(xlabel="block", xticks=ends, ylabel="zeros (%)", ylim=(45, 95), yticks=[50, 70, 90])
     figure.suptitle(title, fontsize=9)
+
+
+# 13 LLaMA-2-13b on one GPU
+
+
+def table_of_numbers(
+    values: Tensor,
+    rows: list[str],
+    columns: list[str],
+    title: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    digits: int = 2,
+) -> Figure:
+    """13: a table [rows, columns], coloured by size."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6, 4))
+        viz.numbers(axis, values, digits=digits)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set(aspect="auto", title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def draw_terms(figure: Figure, terms: dict[str, float], card: float, title: str) -> None:
+    """13: into a figure, the terms of a run's memory in GiB as bars, the last one at the peak."""
+    axis = figure.subplots()
+    colours = ["#0072B2"] * (len(terms) - 1) + ["#E69F00"]
+    axis.barh(range(len(terms)), [*terms.values()], color=colours)
+    viz.row_names(axis, [*terms])
+    axis.axvline(card, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.locator_params(axis="x", nbins=4)
+    axis.set_xlabel("GiB on the GPU (dotted: an 80 GB card)")
+    axis.set_title(title, fontsize=8)
+
+
+def error_of_blocks(errors: list[float], method: str, title: str) -> Figure:
+    """13: the mean relative error of each block."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6, 3))
+        axis.plot(errors, **viz.line_style(*viz.STYLES[method]))
+        axis.set(xlabel="block", ylabel="relative output error", ylim=(0, 1.15 * max(errors)))
+        axis.set_title(title, fontsize=9)
+    return figure
