@@ -723,3 +723,32 @@ def streamed_run() -> Drawing:
         " the activations, a forward pass, the statistics and the solver, while the next is read"
         " into the host's memory and sent ahead. Finished blocks go to the files of the result."
     )
+
+
+# 12 The papers' figures, made here
+
+
+def figure_of_rows() -> Drawing:
+    """12: from a command to a verdict."""
+    art, y = Schematic(44, 12.5), 8.6
+    size = {"width": 7.4, "height": 3, "size": 9}
+    steps = [
+        art.box(4.4, y, "a command:\nfigure NAME", **size),
+        art.box(15.6, y, "prune, measure,\nonce for each row", **size),
+        art.box(26.8, y, "a table (CSV):\na row a pruning", **size),
+    ]
+    picture = art.box(39.4, 10.6, "a picture, a sentence", width=8.6, height=2.2)
+    verdict = art.box(39.4, 6.6, "a verdict", width=8.6, height=2.2)
+    published = art.box(26.8, 2.6, "published numbers,\neach with its source", "frozen", **size)
+    for before, after in zip(steps, steps[1:], strict=False):
+        art.arrow(before, after)
+    for before, after in ((steps[2], picture), (steps[2], verdict), (published, verdict)):
+        art.arrow(before, after)
+    art.text(26.8, 5.7, "model, text, windows, layers,\nseed, zeros reached, settings", size=8)
+    art.text(15.6, 11.3, "rows that are there are not made again", size=8)
+    return art.figure, (
+        "A command names a figure. For each of its rows a model is pruned and measured, and the row"
+        " goes into a table with its model, text, windows, layers, seed, zeros and settings; rows"
+        " that are there are not made again. The picture and its sentence are drawn from the table,"
+        " and a verdict holds it against the published numbers."
+    )

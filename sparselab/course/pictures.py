@@ -766,3 +766,44 @@ def error_of_blocks(errors: list[float], method: str, title: str) -> Figure:
         axis.set(xlabel="block", ylabel="relative output error", ylim=(0, 1.15 * max(errors)))
         axis.set_title(title, fontsize=9)
     return figure
+
+
+# 12 The papers' figures, made here
+
+
+def size_against_loss(published: pd.DataFrame, ours: pd.DataFrame) -> Figure:
+    """12: the loss of pruning against billions of parameters, published (filled: OPT, half filled:
+    LLaMA) and ours (hollow); columns method, billions, excess, and family of the published."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7.6, 3.8))
+        groups = published.sort_values("billions").groupby(["method", "family"])
+        for (method, family), rows in groups:
+            colour, marker, _ = viz.style_of(method)
+            opt = family == "OPT"
+            look = {"linestyle": "-" if opt else "none", "fillstyle": "full" if opt else "left"}
+            label = f"{viz.label_of(method)}, {family}"
+            axis.plot(rows.billions, rows.excess, marker, color=colour, label=label, **look)
+        for method, rows in ours.groupby("method"):
+            colour, marker, _ = viz.style_of(method)
+            look = {"fillstyle": "none", "linestyle": "none"}
+            look["label"] = f"{viz.label_of(method)}, ours"
+            axis.plot(rows.billions, rows.excess, marker, color=colour, **look)
+        axis.set(xscale="log", ylim=(-0.1, 12), xlabel="parameters (billions)")
+        axis.set_yscale("symlog", linthresh=0.03)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set(yticks=[0, 0.03, 0.1, 0.3, 1, 3, 10], ylabel="loss of 50 % zeros (nats)")
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_packed(axis: Axes, table: pd.DataFrame, limit: float) -> None:
+    """12: perplexity against packed MiB, all methods; what is above the limit on grey."""
+    mib = table.packed_bytes / 2**20
+    for name, rows in table.groupby("method", sort=False):
+        colour, marker, _ = viz.style_of(name)
+        look = {"color": colour, "fillstyle": viz.fill_of(name), "markersize": 5}
+        axis.plot(mib[rows.index], rows.perplexity, marker, **look)
+    axis.axvspan(min(limit, 1.1 * mib.max()), 1.1 * mib.max(), color="#dddddd", zorder=0)
+    axis.set(xlabel="packed MiB", ylabel="perplexity")
+    axis.locator_params(axis="x", nbins=4)
+    axis.set_yscale("log", subs=[])  # without small ticks, which take long to draw

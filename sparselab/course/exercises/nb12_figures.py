@@ -3,12 +3,16 @@
 import math
 
 import torch
+from matplotlib.figure import Figure
 
+from ... import viz
 from .checking import Exercise, mistakes, normal
+from .nb11_evaluation import drawn
 
 
-# 12.1 which weights stay
-def _kept_by_size(dense, pruned, groups):
+# 12.2 which weights stay
+def kept_by_size(dense, pruned, groups):
+    """The share of kept weights in groups of equal number, by their size in the dense matrix."""
     return _kept_in_order(dense.abs(), pruned, groups)
 
 
@@ -37,25 +41,26 @@ def _by_signed_size(dense, pruned, groups):
 
 def _largest_first(dense, pruned, groups):
     """from the smallest to the largest: that is the other way round"""
-    return _kept_by_size(dense, pruned, groups).flip(0)
+    return kept_by_size(dense, pruned, groups).flip(0)
 
 
 def _share_of_zeros(dense, pruned, groups):
     """that is the share of zeros: kept is the rest"""
-    return 1 - _kept_by_size(dense, pruned, groups)
+    return 1 - kept_by_size(dense, pruned, groups)
 
 
 def _not_divided(dense, pruned, groups):
     """shares, not numbers of weights: divide by the size of a group"""
-    return _kept_by_size(dense, pruned, groups) * (dense.numel() // groups)
+    return kept_by_size(dense, pruned, groups) * (dense.numel() // groups)
 
 
-# 12.2 may two numbers be compared
+# 12.4 may two numbers be compared
 KEYS = ("model", "dataset", "seqlen", "layers", "windows")
 THEIRS = dict(zip(KEYS, ("opt-125m", "wikitext2", 2048, "first half", 140), strict=True))
 
 
-def _differences(ours, theirs):
+def differences(ours, theirs):
+    """The keys of two rows' protocols that differ, or that one of the two does not say."""
     return _keys(ours, theirs, lambda a, b: a is None or a != b)
 
 
@@ -85,16 +90,17 @@ def _that_agree(ours, theirs):
 
 def _without_layers(ours, theirs):
     """the layers count too: half of them pruned is another model"""
-    return [key for key in _differences(ours, theirs) if key != "layers"]
+    return [key for key in differences(ours, theirs) if key != "layers"]
 
 
 def _first_one(ours, theirs):
     """all differences are asked for, not the first"""
-    return _differences(ours, theirs)[:1]
+    return differences(ours, theirs)[:1]
 
 
-# 12.3 which epoch to keep
-def _epoch_to_keep(epochs):
+# 12.1 which epoch to keep
+def epoch_to_keep(epochs):
+    """The first epoch with the lowest error, of dictionaries with 'objective' and 'error'."""
     return min(range(len(epochs)), key=lambda k: epochs[k]["error"])
 
 
@@ -133,8 +139,9 @@ def _last_of_equals(epochs):
     return min(reversed(range(len(epochs))), key=lambda k: epochs[k]["error"])
 
 
-# 12.4 a straight line between two logarithms
-def _power_law(parameters, losses):
+# 12.3 a straight line between two logarithms
+def power_law(parameters, losses):
+    """c and b of losses = c * parameters^-b, fitted to the logarithms of those above zero."""
     p, x = _positive(parameters, losses)
     height, slope = _line(p.log(), x.log())
     return math.exp(height), -slope
@@ -160,13 +167,13 @@ def _power_law_by_solver(parameters, losses):
 
 def _without_exp(parameters, losses):
     """c, not its logarithm: take the exponential"""
-    height, slope = _power_law(parameters, losses)
+    height, slope = power_law(parameters, losses)
     return math.log(height), slope
 
 
 def _clamped(parameters, losses):
     """a loss of zero or less has no logarithm: leave the point out, do not replace it"""
-    return _power_law(parameters, [max(loss, 1e-3) for loss in losses])
+    return power_law(parameters, [max(loss, 1e-3) for loss in losses])
 
 
 def _exponential(parameters, losses):
@@ -179,44 +186,58 @@ def _exponential(parameters, losses):
 def _end_points(parameters, losses):
     """two points make a line, but all of them are to count: least squares"""
     p, x = _positive(parameters, losses)
-    return _power_law(p[[0, -1]].tolist(), x[[0, -1]].tolist())
+    return power_law(p[[0, -1]].tolist(), x[[0, -1]].tolist())
 
 
 def _slope_not_turned(parameters, losses):
     """b is the exponent with the minus sign already in the formula: turn the slope round"""
-    height, slope = _power_law(parameters, losses)
+    height, slope = power_law(parameters, losses)
     return height, -slope
 
 
 DENSE, MASK = normal(4, 10, seed=11), normal(4, 10, seed=12) > 0
 OTHER = normal(6, 8, seed=13)
+
+
+def _try_epochs(answer, epochs):
+    """The epoch, and what it was chosen from, for the drawing."""
+    return answer(epochs), [row["error"] for row in epochs]
+
+
+def _epoch_drawn(mine: tuple, expected: tuple) -> Figure:
+    """The errors by epoch; a ring where yours is, a cross where the expected one is."""
+    (chosen, errors), (best, _) = mine, expected
+    with viz.style():
+        figure = Figure(figsize=(5, 2.4))
+        axis = figure.subplots()
+        axis.plot(errors, "o-", color="#999999")
+        axis.plot(best, errors[best], "x", color="#0072B2", markersize=12, label="expected")
+        if chosen == int(chosen) and 0 <= chosen < len(errors):
+            row = int(chosen)
+            look = {"color": "#D55E00", "fillstyle": "none", "markersize": 14}
+            axis.plot(row, errors[row], "o", label="yours", **look)
+        axis.set(xlabel="epoch", ylabel="error", xticks=range(len(errors)))
+        axis.margins(y=0.25)
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _keys_drawn(mine: list, expected: list) -> Figure:
+    """Which keys are in each list, as crosses in a table."""
+    rows = {"yours": mine, "expected": expected}
+    cells = torch.tensor([[float(key in keys) for key in KEYS] for keys in rows.values()])
+    with viz.style():
+        figure = Figure(figsize=(6, 1.9))
+        axis = figure.subplots()
+        differs = (cells[0] != cells[1]).expand_as(cells)
+        look = {"rows": [*rows], "columns": [*KEYS], "digits": 0, "highlight": differs}
+        viz.numbers(axis, cells, "1 = in the list of differences", **look)
+    return figure
+
+
 EXERCISES = {
     "12.1": Exercise(
-        _kept_by_size,
-        (
-            (DENSE, DENSE * MASK * 3 - MASK * normal(4, 10, seed=14), 4),
-            (OTHER, OTHER * (OTHER.abs() > 0.6), 6),
-        ),
-        mistakes(_by_pruned_size, _by_signed_size, _largest_first, _share_of_zeros, _not_divided),
-        right=(_kept_by_chunks,),
-        kind="warm-up",
-        minutes=5,
-    ),
-    "12.2": Exercise(
-        _differences,
-        (
-            ({**THEIRS}, THEIRS),
-            ({**THEIRS, "layers": "all", "seqlen": 4096}, THEIRS),
-            ({**THEIRS, "windows": None}, THEIRS),
-            ({"model": "opt-125m", "dataset": "c4", "seqlen": 2048}, THEIRS),
-            ({**THEIRS, "windows": None}, {**THEIRS, "windows": None}),
-        ),
-        mistakes(_known_to_both, _unsaid_is_same, _that_agree, _without_layers, _first_one),
-        right=(_not_known_equal,),
-        minutes=6,
-    ),
-    "12.3": Exercise(
-        _epoch_to_keep,
+        epoch_to_keep,
         (
             (_loop((5, 0.4), (3, 0.3), (2, 0.35), (1, 0.5)),),
             (_loop((5, 0.4), (3, 0.5), (4, 0.6)),),
@@ -228,10 +249,25 @@ EXERCISES = {
         ),
         right=(_epoch_by_index,),
         kind="find-the-bug",
-        minutes=6,
+        minutes=4,
+        trial=_try_epochs,
+        draw=_epoch_drawn,
+        quiet=True,
     ),
-    "12.4": Exercise(
-        _power_law,
+    "12.2": Exercise(
+        kept_by_size,
+        (
+            (DENSE, DENSE * MASK * 3 - MASK * normal(4, 10, seed=14), 4),
+            (OTHER, OTHER * (OTHER.abs() > 0.6), 6),
+        ),
+        mistakes(_by_pruned_size, _by_signed_size, _largest_first, _share_of_zeros, _not_divided),
+        right=(_kept_by_chunks,),
+        minutes=5,
+        draw="shares kept, from the smallest weights to the largest",
+        quiet=True,
+    ),
+    "12.3": Exercise(
+        power_law,
         (
             ([1.0, 2.0, 4.0, 9.0], [1.0, 0.6, 0.2, 0.1]),
             ([1.3, 2.7, 6.7, 66.0, 175.0], [0.18, 0.08, 0.06, -0.002, 0.01]),
@@ -239,6 +275,23 @@ EXERCISES = {
         mistakes(_without_exp, _slope_not_turned, _clamped, _exponential, _end_points),
         right=(_power_law_by_solver,),
         kind="stretch",
-        minutes=10,
+        minutes=8,
+        draw=drawn("a line between two logarithms", "c", "b"),
+        quiet=True,
+    ),
+    "12.4": Exercise(
+        differences,
+        (
+            ({**THEIRS}, THEIRS),
+            ({**THEIRS, "layers": "all", "seqlen": 4096}, THEIRS),
+            ({**THEIRS, "windows": None}, THEIRS),
+            ({"model": "opt-125m", "dataset": "c4", "seqlen": 2048}, THEIRS),
+            ({**THEIRS, "windows": None}, {**THEIRS, "windows": None}),
+        ),
+        mistakes(_known_to_both, _unsaid_is_same, _that_agree, _without_layers, _first_one),
+        right=(_not_known_equal,),
+        minutes=5,
+        draw=_keys_drawn,
+        quiet=True,
     ),
 }
