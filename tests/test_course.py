@@ -26,8 +26,10 @@ from sparselab import SparselabError, course, linears_of, viz
 from sparselab.course.exercises import nb02_local_objective as nb02
 from sparselab.course.exercises import nb04_sparsegpt as nb04
 from sparselab.course.exercises import nb05_dsnot as nb05
+from sparselab.course.exercises import nb06_global_objective as nb06
 from sparselab.course.exercises import nb07_sparsellm_opt as nb07
 from sparselab.course.exercises.checking import Exercise, references
+from sparselab.course.memory import Peak
 from sparselab.course.student import student_edition, write_student_edition
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +272,30 @@ def test_dsnot_of_lesson_05_is_the_packages(same_sign):
     mine = nb05.dsnot_mask(weight, start, *moments, scores, same_sign)
     theirs = sparselab.DSnoT(same_sign=same_sign).solve(weight, stats, pattern)
     assert torch.equal(~mine, theirs.mask) and not torch.equal(mine, start)
+
+
+def test_local_pruning_is_the_objective_of_lesson_06_with_all_auxiliaries_frozen():
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(*shape, generator=draw) for shape in ((5, 4), (3, 5), (2, 3))]
+    biases = [torch.randn(len(weight), 1, generator=draw) for weight in weights]
+    x, pruned = torch.randn(4, 9, generator=draw), [weight.clamp(min=0) for weight in weights]
+    z, a = nb06.chain_values(weights, biases, x)
+    terms = nb06.penalty_objective(lambda outputs: 7.0, pruned, biases, x, z, a, 0.5, 3.0)
+    errors = nb06.frozen_errors(weights, pruned, biases, x)
+    assert terms[0] == 7.0 and terms[2] == 0
+    assert torch.isclose(terms[1], 0.5 * sum(errors))
+    z, a = nb06.chain_values(pruned, biases, x)  # and it is the loss where the chain is whole
+    loss, breaks, _ = nb06.penalty_objective(torch.sum, pruned, biases, x, z, a)
+    assert loss == z[-1].sum() and breaks < 1e-9
+
+
+def test_a_peak_counts_what_lives_at_once():
+    model = torch.nn.Linear(250, 4, bias=False)
+    with Peak(model) as peak:
+        for _ in range(3):
+            model.weight + 1
+        kept = [torch.zeros(1000) for _ in range(2)]
+    assert peak.bytes == 4000 * len(kept)
 
 
 @torch.no_grad()

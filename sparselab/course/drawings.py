@@ -549,6 +549,79 @@ def silent_neuron() -> Drawing:
     )
 
 
+# 06 From the global loss to sub-problems
+
+
+def composition() -> Drawing:
+    """06: the model as a composite function, and the loss at its end."""
+    art, y = Schematic(44, 13.5), 7.8
+    x = art.circle(1.8, y, "$x$", "frozen")
+    places = ((7.4, "$f_1$"), (16.2, "$f_2$"), (25, "…"), (33.8, "$f_L$"))
+    parts = [
+        art.box(place, y, words, "plain" if words == "…" else "pruned", width=4.4, height=2.8)
+        for place, words in places
+    ]
+    loss = art.box(41.6, y, "loss\n$\\mathcal{L}$", "wrong", width=3.8, height=3.2)
+    for before, after in zip([x, *parts], [*parts, loss], strict=True):
+        art.arrow(before, after)
+    for place, words in ((11.8, "$a_1$"), (20.6, "$a_2$"), (29.4, "$a_{L-1}$"), (37.8, "$z_L$")):
+        art.text(place, y + 0.9, words)
+    for place, words in ((7.4, "$W_1$"), (16.2, "$W_2$"), (33.8, "$W_L$")):
+        art.text(place, y + 2.4, words)
+        art.arrow((place, y - 3.9), (place, y - 1.4), dashed=True)
+    art.line((41.6, y - 1.6), (41.6, y - 3.9), (7.4, y - 3.9), linestyle="--")
+    art.text(25, y - 3.1, "backward pass: a gradient for every weight", size=8)
+    roles = {"frozen": "given: the text", "pruned": "gets zeros", "wrong": "what is minimised"}
+    art.legend(5.6, 1.2, roles, step=12)
+    return art.figure, (
+        "A text x goes through the functions f_1, f_2 and so on to f_L, each with a matrix that"
+        " gets zeros, and ends in the loss. A backward pass goes from the loss to every matrix."
+    )
+
+
+def cuts() -> Drawing:
+    """06: a network inside the model, with cuts that are free or frozen."""
+    art = Schematic(45, 20.5)
+    for y, words, roles, loss in (
+        (17.6, "all free:\nglobal", "free free free free", "wrong"),
+        (11.6, "SparseLLM:\n$z$ and $a$\nfree", "frozen free free frozen", "faint"),
+        (5.6, "local:\nnone free", "frozen frozen frozen frozen", "faint"),
+    ):
+        art.text(0.2, y, words, ha="left")
+        _cut_chain(art, y, roles.split(), loss)
+    art.text(43, 9.4, "constant", size=8)
+    art.text(43, 3.4, "constant", size=8)
+    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen, at its dense value"}
+    for place, (role, words) in zip((3, 12, 18.6), roles.items(), strict=True):
+        art.legend(place, 0.9, {role: words})
+    art.legend(32, 0.9, {"wrong": "a penalty, no equality"})
+    return art.figure, (
+        "Three times the same chain: matrices before, X, W1, z, ReLU, a, W2, Y, matrices after,"
+        " loss. Above, all variables are free, as in the global problem; in the middle only z and"
+        " a, with X and Y frozen and the loss constant, as in SparseLLM; below none, as in local"
+        " pruning. Dashed arrows are penalties where the global problem has equalities."
+    )
+
+
+def _cut_chain(art: Schematic, y: float, roles: list[str], loss: str) -> None:
+    """A network between what comes before and after it, with a variable at each cut."""
+    before = art.box(9.4, y, "matrices\nbefore it", "pruned", width=4.6, height=3, size=8)
+    places = ((13.9, "$X$"), (21.1, "$z$"), (28.3, "$a$"), (35.5, "$Y$"))
+    x, z, a, out = (
+        art.circle(place, y, words, role)
+        for (place, words), role in zip(places, roles, strict=True)
+    )
+    first = art.box(17.5, y, "$W_1$", "pruned", width=2.6)
+    relu = art.box(24.7, y, "ReLU", width=3.2)
+    second = art.box(31.9, y, "$W_2$", "pruned", width=2.6)
+    after = art.box(39.2, y, "after", "pruned", width=3, height=3, size=8)
+    end = art.box(43, y, "loss", loss, width=2.8)
+    for start, stop in ((x, first), (z, relu), (a, second), (out, after)):
+        art.arrow(start, stop)
+    for start, stop in ((before, x), (first, z), (relu, a), (second, out), (after, end)):
+        art.arrow(start, stop, role="wrong", dashed=True)
+
+
 # 07 SparseLLM for OPT
 
 

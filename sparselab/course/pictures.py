@@ -413,6 +413,49 @@ def one_change(
     return figure
 
 
+# 06 From the global loss to sub-problems
+
+
+def objectives_and_errors(objectives: dict[str, Tensor], error: Tensor) -> Figure:
+    """06: for every pair of masks an objective against the true error, and the pair with the lowest
+    one; a panel for each objective."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(objectives), figsize=(9, 3.2), sharey=True)
+        for axis, (title, values) in zip(axes, objectives.items(), strict=True):
+            place, best = values.flatten().argmin(), error.min().item()
+            axis.plot(values.flatten(), error.flatten(), ",", color="#0072B2")
+            x, y = values.flatten()[place].item(), error.flatten()[place].item()
+            axis.axhline(best, color="black", linestyle=":", label=f"best pair: {best:.0f}")
+            label = f"lowest objective: {y:.0f}"
+            axis.plot(x, y, "o", color="#D55E00", markersize=8, label=label)
+            axis.set(xscale="log", yscale="log", xlabel="objective of the pair", title=title)
+            for ruler in (axis.xaxis, axis.yaxis):
+                ruler.set_major_formatter("{x:g}")
+                ruler.set_minor_formatter("")
+            axis.set(xlim=(values.min() / 1.4, 1.4 * values.max()), ylim=(100, 4 * error.max()))
+            axis.legend(loc="upper left")
+        axes[0].set_ylabel("true error of the pair")
+    return figure
+
+
+def memory_and_loss(rows: pd.DataFrame, labels: dict[str, str]) -> Figure:
+    """06: recorded runs, memory against loss, each with its seconds; `labels` by method."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7.4, 3.8))
+        for name, label in labels.items():
+            memory, loss, seconds = rows.loc[name, ["extra_mib", "excess", "seconds"]]
+            colour, marker, _ = viz.style_of(name)
+            look = {"fillstyle": viz.fill_of(name), "markersize": 9, "linestyle": ""}
+            axis.plot(memory, loss, color=colour, marker=marker, **look)
+            words, place = f"{label}, {seconds:.0f} s", {"textcoords": "offset points"}
+            lift = {"sparsegpt": 3, "sparsellm:repaired": -9}.get(name, -3)
+            axis.annotate(words, (memory, loss), xytext=(9, lift), fontsize=9, **place)
+        axis.set(xlabel="memory beside the model (MiB)", ylabel="loss above dense (nats a token)")
+        axis.set(xlim=(0, 1.5 * rows.extra_mib.max()), ylim=(-0.02, None))
+        axis.set_title("Memory, loss and seconds of a whole run")
+    return figure
+
+
 # 07 SparseLLM for OPT
 
 
