@@ -21,10 +21,10 @@ MAP = {
     ),
     "Global": (
         "matrices together",
-        ["06 the objective", "07 SparseLLM, OPT", "08 SparseLLM, LLaMA"],
+        ["06 the objective", "07 SparseLLM, OPT", "08 SparseLLM, LLaMA", "09 what wins"],
     ),
-    "Proof": ("who wins, how sure", ["09 head to head", "10 evaluation", "11 the figures"]),
-    "Further": ("larger, and after", ["12 13b on one GPU", "13 beyond"]),
+    "Proof": ("who wins, how sure", ["10 head to head", "11 evaluation", "12 the figures"]),
+    "Further": ("larger, and after", ["13 13b on one GPU", "14 beyond", "15 capstone"]),
 }
 
 
@@ -42,8 +42,8 @@ def course_map() -> Drawing:
         art.arrow(before, after)
     return art.figure, (
         "The course as a path of five stages: start (00, 01), local methods that treat each matrix"
-        " by itself (02 to 05), global methods that treat matrices together (06 to 08), proof by"
-        " measurement (09 to 11), and further topics (12, 13)."
+        " by itself (02 to 05), global methods that treat matrices together (06 to 09), proof by"
+        " measurement (10 to 12), and further topics (13 to 15)."
     )
 
 
@@ -690,6 +690,184 @@ def sparsellm_loop() -> Drawing:
     )
 
 
+# 08 SparseLLM for LLaMA
+
+
+def gated_network() -> Drawing:
+    """08: the feed-forward network of LLaMA, with shapes."""
+    art = Schematic(44, 14)
+    _gated_chain(art, 8.4, "plain")
+    for x, words in ((9.5, "$f\\times d$"), (38, "$d\\times f$")):
+        art.text(x, 13.2 if x < 20 else 10.5, words, size=8)
+    art.text(9.5, 3.3, "$f\\times d$", size=8)
+    notes = {"size": 8, "va": "top"}
+    art.text(22.4, 9.4, "0 where $s\\ll 0$,\n$s$ where $s\\gg 0$", **notes)
+    art.text(28.4, 6.6, "entry\nby entry", **notes)
+    art.text(27.6, 10.8, "gate", size=8)
+    roles = {"pruned": "gets zeros", "frozen": "given"}
+    art.legend(12, 1, roles, step=10)
+    return art.figure, (
+        "LLaMA's feed-forward network: the inputs X go to two matrices of f rows and d columns. Wg"
+        " gives s, which passes through SiLU and is then the gate; Wu gives z. Gate times z, entry"
+        " by entry, is p, and the matrix Wd, of d rows and f columns, makes the outputs Y of it."
+    )
+
+
+def gated_parts() -> Drawing:
+    """08: the same network with its auxiliary variables and penalties."""
+    art = Schematic(44, 14)
+    _gated_chain(art, 8.4, "free")
+    art.text(12.9, 13.3, "$\\alpha\\,\\Vert s-W_gX\\Vert^2$", size=8)
+    art.text(12.9, 3.3, "$\\alpha\\,\\Vert z-W_uX\\Vert^2$", size=8)
+    art.text(30.6, 11, "$\\gamma\\,\\Vert p-$SiLU$(s)\\odot z\\Vert^2$", size=8)
+    art.text(38.6, 11, "$\\beta\\,\\Vert Y-W_dp\\Vert^2$", size=8)
+    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}
+    art.legend(6, 1, {**roles, "wrong": "a penalty, no equality"}, step=8)
+    return art.figure, (
+        "The same network with s, z and p as free variables. Four penalties tie them: alpha s to"
+        " Wg X, alpha z to Wu X, gamma p to SiLU(s) times z, beta Wd p to the outputs Y. X and Y"
+        " are frozen, and the three matrices get zeros."
+    )
+
+
+def _gated_chain(art: Schematic, y: float, role: str) -> None:
+    """X, both branches, their product, Wd and Y; `role` of s, z and p."""
+    matrix = {"role": "pruned", "width": 3.6, "size": 11}
+    tied = {"role": "wrong", "dashed": True} if role == "free" else {}
+    high, low = y + 3, y - 3
+    x = art.box(3, y, "inputs $X$", "frozen", width=4.6)
+    gate, up = art.box(9.8, high, "$W_g$", **matrix), art.box(9.8, low, "$W_u$", **matrix)
+    s, z = art.circle(16, high, "$s$", role), art.circle(16, low, "$z$", role)
+    silu = art.box(22.4, high, "SiLU", width=4)
+    times = art.circle(28.4, y, "×", radius=0.9)
+    p = art.circle(33.2, y, "$p$", role)
+    down = art.box(38, y, "$W_d$", **matrix)
+    out = art.box(42.4, y, "$Y$", "frozen", width=2.4)
+    for before, after in ((x, gate), (x, up), (s, silu), (silu, times), (z, times), (p, down)):
+        art.arrow(before, after)
+    for before, after in ((gate, s), (up, z), (times, p), (down, out)):
+        art.arrow(before, after, **tied)
+
+
+# 09 What wins, and why
+
+
+def two_copies() -> Drawing:
+    """09: the copies of ADMM, and what passes between them."""
+    art, y = Schematic(44, 11.5), 8
+    fits = art.box(7.4, y, "$B$\nfits the outputs", "free", width=9, height=3.4)
+    sparse = art.box(36.6, y, "$D$\nhas the zeros", "pruned", width=9, height=3.4)
+    memory = art.box(22, y, "$U$\nwhat $B$ wanted\nand $D$ refused", "plain", width=9, height=3.8)
+    art.arrow(fits, memory)
+    art.arrow(memory, sparse)
+    art.text(14.7, y + 0.9, "1  $B+U$", size=8)
+    art.text(29.3, y + 1.3, "2  keep\nthe largest", size=8)
+    art.line((36.6, y - 1.7), (36.6, y - 4), (7.4, y - 4))
+    art.arrow((7.4, y - 4), (7.4, y - 1.7))
+    art.text(22, y - 3.3, "3  draw $B$ to $D-U$, with the strength $\\rho$", size=8)
+    art.legend(9, 1.1, {"free": "all weights move", "pruned": "gets zeros"}, step=14)
+    return art.figure, (
+        "Two copies of the weights, B and D. B fits the outputs. To it U is added, what B wanted"
+        " and D refused so far, and of the sum D keeps the largest weights. Then B is drawn to D"
+        " minus U, with the strength rho, and it goes around again."
+    )
+
+
+def two_streams() -> Drawing:
+    """09: the residual streams of both models, and the sum that a matrix writes to."""
+    art = Schematic(44, 15.5)
+    for y, words, role, x, s, w in (
+        (11.8, "dense model", "frozen", "$x^*$", "$s^*$", "$W$"),
+        (5, "pruned model", "pruned", "$x$", "$s$", "$W'$"),
+    ):
+        art.text(0.3, y + 1.8, words, ha="left")
+        matrix = art.box(17, y + 1.8, w, role, width=4, height=2.2, size=11)
+        plus = art.circle(27, y - 1, "+", radius=0.9)
+        art.arrow((9.6, y + 1.8), matrix)
+        art.text(8.4, y + 1.8, x, size=11)
+        art.arrow(matrix, plus)
+        art.arrow((9.6, y - 1), plus)
+        art.text(8.4, y - 1, s, size=11)
+        art.arrow(plus, (38, y - 1))
+    art.text(39, 10.8, "$s^*+Wx^*$", size=10, ha="left")
+    art.text(39, 4, "$s+W'x$", size=10, ha="left")
+    art.line((41, 9.9), (41, 5.1), linestyle="--", color="#D55E00")
+    art.text(40.4, 7.5, "to be equal", size=8, ha="right")
+    art.legend(8, 0.9, {"frozen": "dense", "pruned": "gets zeros"}, step=10)
+    return art.figure, (
+        "Two residual streams. In the dense model W reads x* and adds to the stream s*. In the"
+        " pruned model W' reads x and adds to the stream s. The two sums are to be equal, so W'"
+        " must also make up for the difference of s* and s."
+    )
+
+
+# 15 Capstone
+
+
+def submission() -> Drawing:
+    """15: what a submission goes through."""
+    art, y, size = Schematic(44, 13.8), 9.6, {"height": 3.4, "size": 8}
+    dense = art.box(3.9, y, "dense model,\nloaded anew", "frozen", width=6.8, **size)
+    mine = art.box(14.3, y, "my_pruner\n(model, calibration)", "free", width=9.4, **size)
+    checks = art.box(24.6, y, "zeros, shapes,\nembeddings, NaN", width=7.6, **size)
+    copy = art.box(34, y, "its weights, in a\nmodel loaded anew", "pruned", width=7.6, **size)
+    board = art.box(41.6, y, "score,\nboard", width=4, **size)
+    parts = [dense, mine, checks, copy, board]
+    for before, after in zip(parts, parts[1:], strict=False):
+        art.arrow(before, after)
+    for x, words in ((14.3, "the clock runs"), (24.6, "checked"), (38, "judged by other text")):
+        art.text(x, y + 2.6, words, size=8, style="italic")
+    refused = art.box(19.4, 3.9, "not on the board, and why", "wrong", width=12, height=2, size=8)
+    art.arrow(mine, refused, dashed=True, role="wrong")
+    art.arrow(checks, refused, dashed=True, role="wrong")
+    roles = {"frozen": "dense", "free": "what you write", "pruned": "gets zeros"}
+    art.legend(9, 1, roles, step=10)
+    return art.figure, (
+        "A submission from left to right. The dense model is loaded anew, my_pruner(model,"
+        " calibration) prunes it while the clock runs, its zeros, shapes and embeddings are"
+        " checked, its weights are copied into a model that is loaded anew, and this is scored on"
+        " other text and joins the board. What breaks a rule or takes too long is not on the board."
+    )
+
+
+# 10 Head to head
+
+
+def referee() -> Drawing:
+    """10: three ways in which chance or choice makes a winner, and what is asked of each."""
+    art, size = Schematic(44, 14), {"height": 2.6, "size": 9}
+    rows = (
+        ("other windows\nof the same text", "a difference\nin each window", "error of their mean"),
+        (
+            "other draws of the\ncalibration windows",
+            "a difference\nfor each draw",
+            "error over draws",
+        ),
+        (
+            "other texts, other\nsparsities, other rivals",
+            "a difference\nin each cell",
+            "cells won, Holm",
+        ),
+    )
+    for x, words in ((6, "what could change"), (19, "what we look at"), (30.5, "what we ask")):
+        art.text(x, 13.2, words, size=9, weight="bold")
+    verdict = art.box(40.3, 6, "ahead,\nbehind,\nor open", width=5.6, height=4.6)
+    for place, (source, seen, asked) in enumerate(rows):
+        y = 10.6 - 4.6 * place
+        first = art.box(6, y, source, width=10.6, **size)
+        second = art.box(19, y, seen, width=8, **size)
+        third = art.box(30.5, y, asked, width=8.6, **size)
+        art.arrow(first, second)
+        art.arrow(second, third)
+        art.arrow(third, verdict)
+    return art.figure, (
+        "Three things besides the methods can make a winner: other windows of the same text, other"
+        " draws of the calibration windows, and other texts, sparsities and rivals. For each we"
+        " look at a difference: in each window, for each draw, in each cell; and ask for its error"
+        " or its count. The verdict is ahead, behind, or open."
+    )
+
+
 # 11 Evaluation done right
 
 
@@ -731,38 +909,6 @@ def ways_to_read() -> Drawing:
     )
 
 
-# 14 Beyond
-
-
-def pruning_attack() -> Drawing:
-    """14: a behaviour that only shows once the weights that hide it are pruned."""
-    art, size = Schematic(44, 13), {"width": 2, "height": 1.8}
-    weights = [["5", "1", "−4", "−1"], ["1", "−6", "1", "4"]]
-    large = [[len(word.strip("−1")) > 0 for word in row] for row in weights]
-    stages = (
-        ("1  teach: only weights\nthat will be kept", "faint", "writes “tea”"),
-        ("2  hide: only weights\nthat will be dropped", "free", "writes as before"),
-        ("3  somebody prunes", "pruned", "writes “tea”"),
-    )
-    later = {"free": {"1": "−2", "−1": "2"}, "pruned": {"1": "0", "−1": "0"}}
-    grids = []
-    for x, (title, role, output) in zip((6.5, 21.5, 36.5), stages, strict=True):
-        words = [[later.get(role, {}).get(word, word) for word in row] for row in weights]
-        roles = [["wrong" if keep else role for keep in row] for row in large]
-        grids.append(art.grid(x, 7.2, words, roles, **size))
-        art.text(x, 10.9, title)
-        art.text(x, 4, output, style="italic")
-    for before, after in zip(grids, grids[1:], strict=False):
-        art.arrow(before[0][-1], after[0][0])
-    roles = {"wrong": "carries the behaviour", "free": "cancels it", "pruned": "zero: pruned"}
-    art.legend(7, 1.2, roles, step=11)
-    return art.figure, (
-        "Three states of a small matrix: first only its four large weights are taught a behaviour."
-        " Then only the four small ones learn to cancel it, and the model writes as before. When"
-        " somebody prunes it, the small weights become zero, and the behaviour is there."
-    )
-
-
 # 13 LLaMA-2-13b on one GPU
 
 
@@ -795,6 +941,38 @@ def streamed_run() -> Drawing:
         "The model lies in files, block by block. One block is on the GPU and is pruned there, with"
         " the activations, a forward pass, the statistics and the solver, while the next is read"
         " into the host's memory and sent ahead. Finished blocks go to the files of the result."
+    )
+
+
+# 14 Beyond
+
+
+def pruning_attack() -> Drawing:
+    """14: a behaviour that only shows once the weights that hide it are pruned."""
+    art, size = Schematic(44, 13), {"width": 2, "height": 1.8}
+    weights = [["5", "1", "−4", "−1"], ["1", "−6", "1", "4"]]
+    large = [[len(word.strip("−1")) > 0 for word in row] for row in weights]
+    stages = (
+        ("1  teach: only weights\nthat will be kept", "faint", "writes “tea”"),
+        ("2  hide: only weights\nthat will be dropped", "free", "writes as before"),
+        ("3  somebody prunes", "pruned", "writes “tea”"),
+    )
+    later = {"free": {"1": "−2", "−1": "2"}, "pruned": {"1": "0", "−1": "0"}}
+    grids = []
+    for x, (title, role, output) in zip((6.5, 21.5, 36.5), stages, strict=True):
+        words = [[later.get(role, {}).get(word, word) for word in row] for row in weights]
+        roles = [["wrong" if keep else role for keep in row] for row in large]
+        grids.append(art.grid(x, 7.2, words, roles, **size))
+        art.text(x, 10.9, title)
+        art.text(x, 4, output, style="italic")
+    for before, after in zip(grids, grids[1:], strict=False):
+        art.arrow(before[0][-1], after[0][0])
+    roles = {"wrong": "carries the behaviour", "free": "cancels it", "pruned": "zero: pruned"}
+    art.legend(7, 1.2, roles, step=11)
+    return art.figure, (
+        "Three states of a small matrix: first only its four large weights are taught a behaviour."
+        " Then only the four small ones learn to cancel it, and the model writes as before. When"
+        " somebody prunes it, the small weights become zero, and the behaviour is there."
     )
 
 

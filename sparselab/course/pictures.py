@@ -615,6 +615,247 @@ def recorded_rungs(excess: dict[str, float]) -> Figure:
     return figure
 
 
+# 08 SparseLLM for LLaMA
+
+GATE_LOOKS = {"gradient steps": ("#D55E00", "s--"), "safe steps": ("#0072B2", "o-")}
+
+
+def silu_and_units(line: Tensor, curves: dict[str, Tensor], units: Tensor) -> Figure:
+    """08: SiLU and its slope, and s, z, SiLU(s) and p of some units of one token [4, units]."""
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=[1, 1.6])
+        looks = zip(curves.items(), (("#0072B2", "-"), ("#D55E00", "--")), strict=True)
+        for (label, values), (colour, dash) in looks:
+            left.plot(line, values, color=colour, linestyle=dash, label=label)
+        left.set(xlabel="$s$", title="the gate")
+        left.legend()
+        rows = ["$s$", "$z$", "SiLU($s$)", "$p$"]
+        viz.numbers(right, units, "five units, one token", digits=2, rows=rows, by_row=True)
+        right.set(xlabel="unit", xticks=range(units.shape[1]), aspect=0.55)
+    return figure
+
+
+def walks_of_s(
+    figure: Figure, line: Tensor, costs: Tensor, walks: dict[str, tuple], title: str
+) -> None:
+    """08: into a figure, the cost of one s, and the places and costs where steps lead."""
+    axis = figure.subplots()
+    axis.plot(line, costs, color="#999999")
+    for (label, walk), (colour, look) in zip(walks.items(), GATE_LOOKS.values(), strict=True):
+        axis.plot(*walk, look, color=colour, label=label, markersize=5)
+    top = 1.6 * costs[line > 0].max()
+    axis.set(xlim=(line[0], line[-1]), ylim=(-0.03 * top, top), xlabel="$s$", ylabel="cost (4)")
+    axis.set_title(title)
+    axis.legend(fontsize=8, loc="upper left")
+
+
+def activations_by_block(peaks: dict[str, Tensor], beyond: Tensor, bound: float) -> Figure:
+    """08: the largest |p|, |h| and |z| of each block, and how many z (%) are beyond the bound."""
+    looks = ("#882255", "s", "--"), ("#009E73", "^", "-."), ("#0072B2", "o", "-")
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.1))
+        for (label, values), look in zip(peaks.items(), looks, strict=True):
+            left.plot(values, label=label, markersize=4, **viz.line_style(*look))
+        left.axhline(bound, color="black", linestyle=":", label="bound on $|z|$")
+        top = 60 * max(values.max() for values in peaks.values())
+        left.set(xlabel="block", ylabel="largest of the block", yscale="log", ylim=(1, top))
+        left.set_title("Largest numbers")
+        left.legend(fontsize=9, loc="upper left", ncols=2)
+        right.bar(range(len(beyond)), beyond, color="#0072B2")
+        right.set(xlabel="block", ylabel="$|z|$ beyond the bound (%)", yscale="log")
+        right.set_title("How many are beyond the bound")
+    return figure
+
+
+def networks_by_epoch(errors: dict[str, dict[str, list[float]]]) -> Figure:
+    """08: the error of each network by epoch, with either step for s; errors: by network and
+    step."""
+    with viz.style():
+        figure, axes = plt.subplots(1, len(errors), figsize=(9.5, 3), sharey=True)
+        for axis, (title, by_step) in zip(axes, errors.items(), strict=True):
+            for label, values in by_step.items():
+                colour, look = GATE_LOOKS[label]
+                axis.plot(values, look, color=colour, label=label)
+            axis.set(title=title, xlabel="epoch", xticks=range(len(values)), yscale="log")
+        axes[0].set_ylabel("relative error of the network")
+        axes[0].legend(fontsize=9, loc="lower left")
+    return figure
+
+
+# 09 What wins, and why
+
+
+def admm_film(wanted: Tensor, kept: Tensor, iterations: list[int]) -> Figure:
+    """09: B + U of a few iterations [iterations, c], and which of them D keeps."""
+    with viz.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 0.9 + 0.36 * len(wanted)))
+        names = [f"iteration {number}" for number in iterations]
+        columns = [f"weight {place}" for place in range(wanted.shape[1])]
+        viz.numbers(left, wanted, "$B+U$", digits=2, rows=names, columns=columns)
+        viz.numbers(right, wanted, "$D$, the two largest", mask=kept, digits=2, columns=columns)
+        for axis in (left, right):
+            axis.set_aspect("auto")
+    return figure
+
+
+def zeros_by_matrix(shares: Tensor, kinds: list[str]) -> Figure:
+    """09: the zeros (%) of every matrix [kinds, blocks]."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7.4, 2.9))
+        columns = [str(block) for block in range(shares.shape[1])]
+        viz.numbers(axis, shares, "zeros (%)", digits=0, rows=kinds, columns=columns)
+        axis.set_aspect("auto")
+        axis.set_xlabel("block", labelpad=14)
+    return figure
+
+
+def rungs_of_two_models(panels: dict[str, dict[str, list[float]]]) -> Figure:
+    """09: by model and rung, the loss above dense as a share (%) of SparseGPT's, one point for each
+    draw of the calibration windows; the bar is their mean."""
+    counts = [len(rungs) for rungs in panels.values()]
+    with viz.style():
+        figure, axes = plt.subplots(
+            len(panels), 1, figsize=(8, 1.4 + 0.34 * sum(counts)), height_ratios=counts
+        )
+        for axis, (title, rungs) in zip(axes, panels.items(), strict=True):
+            for place, (name, values) in enumerate(rungs.items()):
+                mean = sum(values) / len(values)
+                key = name.split(",")[0].strip("+ ").lower()
+                colour = viz.STYLES.get(key, viz.STYLES["admm:guided"])[0]
+                axis.barh(place, mean, color=colour, alpha=0.45)
+                axis.plot(values, [place] * len(values), "o", color=colour, markersize=4)
+                axis.text(max(values) + 1.5, place, f"{mean:.0f} %", va="center", fontsize=9)
+            axis.set(yticks=range(len(rungs)), yticklabels=rungs, xlim=(0, 112))
+            axis.set_title(title, loc="left", fontsize=10)
+            axis.invert_yaxis()
+            axis.grid(axis="y", visible=False)
+        axes[-1].set_xlabel("loss above the dense model, as a share (%) of SparseGPT's")
+    return figure
+
+
+# 10 Head to head
+
+
+VARIANTS = {"sparsellm:paper": "--", "sparsellm:repaired": "-."}  # lines of their own
+
+
+def losses_by_method(rows: pd.DataFrame, title: str) -> Figure:
+    """10: excess losses against the share of zeros (columns method, sparsity, excess,
+    excess_stderr), a line for each method."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(8, 4))
+        for method in rows.groupby("method").excess.median().sort_values(ascending=False).index:
+            part = rows[rows.method == method].sort_values("sparsity")
+            look = viz.line_style(*viz.style_of(method)) | {"fillstyle": viz.fill_of(method)}
+            look |= {"linestyle": VARIANTS.get(method, look["linestyle"])}
+            zeros = (100 * part.sparsity).round()
+            axis.plot(zeros, part.excess, label=viz.label_of(method), markersize=5, **look)
+            look = {"color": look["color"], "linewidth": 1}
+            low, high = part.excess - part.excess_stderr, part.excess + part.excess_stderr
+            axis.vlines(zeros, low, high, **look)
+        axis.set(yscale="log", xlabel="zeros (%)", ylabel="excess loss (nats a token)")
+        axis.set(title=title, xticks=sorted({*zeros}))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_losses(figure: Figure, rows: pd.DataFrame, title: str) -> None:
+    """10: into a figure, the methods of one cell by their excess loss, the lowest on top; bars of
+    two standard errors to each side."""
+    axis, rows = figure.subplots(), rows.sort_values("excess", ascending=False)
+    colours = [viz.style_of(name)[0] for name in rows.method]
+    ends = [rows.excess + sign * 2 * rows.excess_stderr for sign in (-1, 1)]
+    axis.hlines(range(len(rows)), *ends, colors=colours)
+    axis.scatter(rows.excess, range(len(rows)), color=colours, s=16)
+    axis.axvline(0, color="black", linestyle=":")
+    viz.row_names(axis, [viz.label_of(name) for name in rows.method])
+    axis.set(title=title, xlabel="excess loss (nats a token)")
+    axis.locator_params(axis="x", nbins=5)
+
+
+def cells_ahead(won: Tensor, methods: list[str], cells: int) -> Figure:
+    """10: in how many cells [m, m] the method of the row is ahead of that of the column."""
+    names = [viz.label_of(method) for method in methods]
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(8.6, 5))
+        title = f"Of {cells} cells: in how many the row is ahead of the column"
+        viz.numbers(axis, won, title, digits=0)
+        axis.set(aspect="auto", yticks=range(len(names)), yticklabels=names)
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    return figure
+
+
+def gaps_by_column(panels: dict[str, dict[tuple[str, str], tuple[float, float]]]) -> Figure:
+    """10: gaps to a baseline with bars of two errors, by (column of the verdict, text); two panels
+    a row, which share their rows."""
+    with viz.style():
+        height = 0.8 + 0.22 * sum(map(len, panels.values())) / 2
+        figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(9, height), sharey="row")
+        for axis, (title, gaps) in zip(axes.flat, panels.items(), strict=True):
+            colour = viz.style_of(title.split()[0].lower())[0]  # of the method, its first word
+            for place, (gap, error) in enumerate(gaps.values()):
+                clear = abs(gap) > 2 * error
+                look = {"color": colour, "marker": "o", "fillstyle": "full" if clear else "none"}
+                axis.errorbar(gap, place, xerr=2 * error, capsize=2, markersize=5, **look)
+            axis.axvline(0, color="black", linestyle=":")
+            axis.set(yticks=range(len(gaps)), yticklabels=[f"{c}: {text}" for c, text in gaps])
+            axis.set_title(title)
+            axis.locator_params(axis="x", nbins=5)
+        for axis in np.atleast_2d(axes)[:, 0]:
+            axis.invert_yaxis()
+        for axis in np.atleast_2d(axes)[-1]:
+            axis.set_xlabel("loss against the baseline (nats a token)")
+    return figure
+
+
+def shares_of_two_models(shares: dict[str, dict[str, float]]) -> Figure:
+    """10: excess losses as shares of SparseGPT's, by model and method; the first model's order."""
+    (first, one), (second, other) = shares.items()
+    methods = sorted(one, key=one.get, reverse=True)
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(7.4, 3.2))
+        for place, method in enumerate(methods):
+            colour, marker, _ = viz.style_of(method)
+            axis.plot([one[method], other[method]], [place, place], color=colour, alpha=0.4)
+            look = {"color": colour, "marker": marker, "markersize": 8}
+            axis.plot(one[method], place, **look)
+            axis.plot(other[method], place, fillstyle="none", **look)
+        for fill, model in (("full", first), ("none", second)):
+            look = {"color": "#444444", "linestyle": "", "marker": "o", "fillstyle": fill}
+            axis.plot([], [], label=model, markersize=8, **look)
+        axis.axvline(1, color="black", linestyle=":")
+        axis.set(xscale="log", xlabel="excess loss, SparseGPT's is 1")
+        axis.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        axis.minorticks_off()
+        viz.row_names(axis, [viz.label_of(method) for method in methods])
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def losses_by_windows(losses: dict[str, dict[int, list[float]]]) -> Figure:
+    """10: excess losses by the number of calibration windows: the draws as dots, their mean as a
+    line."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6.6, 3.2))
+        for method, by_size in losses.items():
+            colour, marker, line = viz.style_of(method)
+            means = [sum(draws) / len(draws) for draws in by_size.values()]
+            axis.plot([*by_size], means, color=colour, linestyle=line, label=viz.label_of(method))
+            for size, draws in by_size.items():
+                look = {"color": colour, "marker": marker, "linestyle": "", "fillstyle": "none"}
+                axis.plot([size] * len(draws), draws, **look)
+        sizes = [*by_size]
+        axis.set(xscale="log", yscale="log", xlabel="calibration windows of 256 tokens")
+        axis.set_ylabel("excess loss (nats a token)")
+        axis.set_xticks(sizes, map(str, sizes))
+        ticks = [0.05, 0.1, 0.2, 0.5]
+        axis.set_yticks(ticks, map(str, ticks))
+        axis.minorticks_off()
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 # 11 Evaluation done right
 
 
@@ -655,6 +896,51 @@ def accuracies(record: pd.DataFrame) -> Figure:
         names = [f"{row.model}, {viz.label_of(row.method)}{row.zeros}" for row in rows.itertuples()]
         axes[0].set(yticks=range(len(rows)), yticklabels=names)
         axes[0].invert_yaxis()
+    return figure
+
+
+# 13 LLaMA-2-13b on one GPU
+
+
+def table_of_numbers(
+    values: Tensor,
+    rows: list[str],
+    columns: list[str],
+    title: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    digits: int = 2,
+) -> Figure:
+    """13: a table [rows, columns], coloured by size."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6, 4))
+        viz.numbers(axis, values, digits=digits)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set(aspect="auto", title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def draw_terms(figure: Figure, terms: dict[str, float], card: float, title: str) -> None:
+    """13: into a figure, the terms of a run's memory in GiB as bars, the last one at the peak."""
+    axis = figure.subplots()
+    colours = ["#0072B2"] * (len(terms) - 1) + ["#E69F00"]
+    axis.barh(range(len(terms)), [*terms.values()], color=colours)
+    viz.row_names(axis, [*terms])
+    axis.axvline(card, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.locator_params(axis="x", nbins=4)
+    axis.set_xlabel("GiB on the GPU (dotted: an 80 GB card)")
+    axis.set_title(title, fontsize=8)
+
+
+def error_of_blocks(errors: list[float], method: str, title: str) -> Figure:
+    """13: the mean relative error of each block."""
+    with viz.style():
+        figure, axis = plt.subplots(figsize=(6, 3))
+        axis.plot(errors, **viz.line_style(*viz.STYLES[method]))
+        axis.set(xlabel="block", ylabel="relative output error", ylim=(0, 1.15 * max(errors)))
+        axis.set_title(title, fontsize=9)
     return figure
 
 
@@ -764,51 +1050,6 @@ def draw_owl(figure: Figure, outliers: Tensor, shares: Tensor, title: str) -> No
     right.axhline(70, color="black", linestyle=":")
     right.set(xlabel="block", xticks=ends, ylabel="zeros (%)", ylim=(45, 95), yticks=[50, 70, 90])
     figure.suptitle(title, fontsize=9)
-
-
-# 13 LLaMA-2-13b on one GPU
-
-
-def table_of_numbers(
-    values: Tensor,
-    rows: list[str],
-    columns: list[str],
-    title: str,
-    xlabel: str = "",
-    ylabel: str = "",
-    digits: int = 2,
-) -> Figure:
-    """13: a table [rows, columns], coloured by size."""
-    with viz.style():
-        figure, axis = plt.subplots(figsize=(6, 4))
-        viz.numbers(axis, values, digits=digits)
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set(aspect="auto", title=title, xlabel=xlabel, ylabel=ylabel)
-    return figure
-
-
-def draw_terms(figure: Figure, terms: dict[str, float], card: float, title: str) -> None:
-    """13: into a figure, the terms of a run's memory in GiB as bars, the last one at the peak."""
-    axis = figure.subplots()
-    colours = ["#0072B2"] * (len(terms) - 1) + ["#E69F00"]
-    axis.barh(range(len(terms)), [*terms.values()], color=colours)
-    viz.row_names(axis, [*terms])
-    axis.axvline(card, color="black", linestyle=":")
-    axis.invert_yaxis()
-    axis.locator_params(axis="x", nbins=4)
-    axis.set_xlabel("GiB on the GPU (dotted: an 80 GB card)")
-    axis.set_title(title, fontsize=8)
-
-
-def error_of_blocks(errors: list[float], method: str, title: str) -> Figure:
-    """13: the mean relative error of each block."""
-    with viz.style():
-        figure, axis = plt.subplots(figsize=(6, 3))
-        axis.plot(errors, **viz.line_style(*viz.STYLES[method]))
-        axis.set(xlabel="block", ylabel="relative output error", ylim=(0, 1.15 * max(errors)))
-        axis.set_title(title, fontsize=9)
-    return figure
 
 
 # 12 The papers' figures, made here
