@@ -33,7 +33,7 @@ def better_solver(model, calibration):
 
 def by_gradient(model, calibration):
     """The loss's gradient says where zeros go and which errors count; the solver stays simple."""
-    method = sl.SparseGPT(fisher=True, divide=True, targets="dense-stream", refit=True)
+    method = sl.SparseGPT(fisher=True, divide=True, refit=True)
     sl.prune(model, calibration[:16], method=method, sparsity=0.7, progress=False)
 
 

@@ -1,11 +1,15 @@
 """The leaderboard: what is accepted, what is refused and why, what is kept."""
 
+import ast
 import json
 import math
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
 import torch
 from conftest import tiny_llama, tiny_opt
@@ -391,3 +395,34 @@ def test_a_stored_run_neither_reads_nor_writes(folder, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "stored" in out and "mine" not in out and not err
     assert (folder / board.FILE).read_bytes() == before
+
+
+# The worked solutions.
+
+
+def test_the_lesson_shows_the_functions_that_made_the_recorded_rows():
+    root = Path(__file__).parents[1]
+    (lesson,) = (root / "notebooks").glob("15_*.ipynb")
+    cells = nbformat.read(lesson, as_version=4).cells
+    shown = functions("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    made = functions((root / "bench" / "leaderboard.py").read_text())
+    for name in ("baseline", "better_solver", "by_gradient"):
+        assert shown[name] == made[name]
+
+
+def functions(source: str) -> dict[str, str]:
+    """The functions of a source by name, without their docstrings."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            node.body = node.body[bool(ast.get_docstring(node)) :]
+            found[node.name] = ast.unparse(node)
+    return found
+
+
+def test_the_recorded_rows_have_their_zeros_and_their_time():
+    rows = pd.read_csv(board.RECORDED)
+    assert {*board.PARTS, "machine", "date", "wall_seconds"} <= {*rows}
+    assert [*rows.name] == ["SparseGPT", "ALPS", "SparseGPT, by gradient"]
+    assert (rows.zeros >= board.ZEROS - board.SLACK).all() and (rows.seconds <= 600).all()
+    assert {*rows.model} == {"smollm2-135m"} and rows.text.nunique() == rows.dense.nunique() == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .. import viz
 from ..errors import SparselabError
@@ -133,6 +134,8 @@ def picture(rows: list[dict], dense: float | None, protocol: str = PROTOCOL) -> 
         )
         if high > 6 * low:  # a few broken pruners must not squeeze the others together
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set_xlim(low / 1.1, high * 1.5)
         else:

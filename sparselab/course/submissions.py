@@ -121,6 +121,9 @@ class Submission:
 
     __repr__ = __str__
 
+    def _ipython_display_(self) -> None:
+        """Nothing: `submit` has printed it."""
+
 
 class Refused(Exception):
     """A submission that breaks a rule: the sentence says which, and what to do."""
@@ -304,9 +307,9 @@ def _too_few(zeros: float, weights: dict[str, Tensor], model: nn.Module, run: Ru
             " little more, such as sparsity=0.705."
         )
     if max(small, run.peak) >= ZEROS - ROUNDED_ROWS:
-        seen = f"{100 * small:.1f} % are nearly zero"
-        if run.peak >= ZEROS - ROUNDED_ROWS:
-            seen = f"while it ran, {100 * run.peak:.1f} % were zero"
+        seen = f"while it ran, {100 * run.peak:.1f} % were zero"
+        if small >= ZEROS - ROUNDED_ROWS:
+            seen = f"{100 * small:.1f} % are nearly zero"
         return (
             f"{said} But {seen}. A step after the pruning, such as fine-tuning, has filled zeros"
             " again. Multiply by the mask after each such step, as sl.finetune does."
