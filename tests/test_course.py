@@ -28,9 +28,11 @@ from sparselab.course.exercises import nb04_sparsegpt as nb04
 from sparselab.course.exercises import nb05_dsnot as nb05
 from sparselab.course.exercises import nb06_global_objective as nb06
 from sparselab.course.exercises import nb07_sparsellm_opt as nb07
+from sparselab.course.exercises import nb08_sparsellm_llama as nb08
 from sparselab.course.exercises.checking import Exercise, references
 from sparselab.course.memory import Peak
 from sparselab.course.student import student_edition, write_student_edition
+from sparselab.methods.feed_forward import solve_s
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = sorted(
@@ -321,6 +323,41 @@ def test_the_loop_of_lesson_07_is_sparsellm():
     for weight, other in zip(weights, expected, strict=True):
         assert torch.equal(weight != 0, other != 0)
         assert torch.allclose(weight, other, atol=1e-3 * other.abs().max())
+
+
+@torch.no_grad()
+def test_the_loop_of_lesson_08_is_sparsellm():
+    windows = torch.randint(5, 100, (12, 16), generator=torch.Generator().manual_seed(0))
+    mine, theirs = tiny_llama(), tiny_llama()
+    names = ["gate_proj", "up_proj", "down_proj"]
+    method = replace(sparselab.SparseLLM.repaired("LLaMA", epochs=3), ridge=0.01)
+    only = {"layers": [0], "modules": names}
+    sparselab.prune(theirs, windows, method=method, sparsity=0.5, progress=False, **only)
+
+    def prune_layer(weight, x):
+        stats = sparselab.Statistics.of(x.T).finish("these inputs")
+        return sparselab.SparseGPT().solve(weight, stats, sparselab.Pattern(0.5)).weight
+
+    def fit(*given):
+        return nb07.matrix_step(*[each.double() for each in given], 0.01).float()
+
+    def of_network(model):
+        linears = linears_of(model, [0])
+        return [next(linears[each] for each in linears if each.endswith(name)) for name in names]
+
+    dense = [linear.weight for linear in of_network(mine)]
+    x = course.inputs_of(mine, windows, of_network(mine)[0])
+    found = nb08.gated_sparsellm(*dense, x, prune_layer, fit, nb08.safe_gate_step, 3)
+    for weight, linear in zip(found[-1], of_network(theirs), strict=False):
+        assert torch.equal(weight != 0, linear.weight != 0)
+        assert torch.allclose(weight, linear.weight, atol=1e-3 * linear.weight.abs().max())
+
+
+def test_the_safe_step_of_lesson_08_is_the_packages():
+    draw = torch.Generator().manual_seed(0)
+    s, p, z, g = 3 * torch.randn(4, 500, generator=draw, dtype=torch.float64)
+    mine = nb08.safe_gate_step(s, 9 * p, 4 * z, g, 0.3, 2.0, steps=4)
+    assert torch.allclose(mine, solve_s(s, 9 * p, 4 * z, g, 0.3, 2.0, steps=4), atol=1e-4)
 
 
 # The reader's own file.
