@@ -800,7 +800,7 @@ def gaps_by_column(panels: dict[str, dict[tuple[str, str], tuple[float, float]]]
                 axis.errorbar(gap, place, xerr=2 * error, capsize=2, markersize=5, **look)
             axis.axvline(0, color="black", linestyle=":")
             axis.set(yticks=range(len(gaps)), yticklabels=[f"{c}: {text}" for c, text in gaps])
-            axis.set_title(title)
+            axis.set_title(title, fontsize=11)
             axis.locator_params(axis="x", nbins=5)
         for axis in np.atleast_2d(axes)[:, 0]:
             axis.invert_yaxis()
