@@ -29,6 +29,7 @@ from sparselab.course.exercises import nb05_dsnot as nb05
 from sparselab.course.exercises import nb06_global_objective as nb06
 from sparselab.course.exercises import nb07_sparsellm_opt as nb07
 from sparselab.course.exercises import nb08_sparsellm_llama as nb08
+from sparselab.course.exercises import nb09_what_wins as nb09
 from sparselab.course.exercises.checking import Exercise, references
 from sparselab.course.memory import Peak
 from sparselab.course.student import student_edition, write_student_edition
@@ -358,6 +359,20 @@ def test_the_safe_step_of_lesson_08_is_the_packages():
     s, p, z, g = 3 * torch.randn(4, 500, generator=draw, dtype=torch.float64)
     mine = nb08.safe_gate_step(s, 9 * p, 4 * z, g, 0.3, 2.0, steps=4)
     assert torch.allclose(mine, solve_s(s, 9 * p, 4 * z, g, 0.3, 2.0, steps=4), atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_admm_of_lesson_09_is_the_packages():
+    draw = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(12, 40, generator=draw), torch.randn(40, 200, generator=draw)
+    x += 0.5 * x.roll(1, 0)
+    stats = sparselab.Statistics.of(x.T).finish("these inputs")
+    method = sparselab.ADMM(initial="magnitude", growth=1.5, tolerance=0, steps=24)
+    theirs = method.solve(weight, stats, sparselab.Pattern(0.6))
+    zeros = round(0.6 * weight.numel())
+    penalties = [0.1 * 1.5**k for k in range(8)]
+    mine = nb09.admm(weight, stats.hessian(), zeros, penalties)
+    assert torch.equal(mine != 0, theirs.mask)
 
 
 # The reader's own file.

@@ -767,8 +767,8 @@ def two_copies() -> Drawing:
     art.text(22, y - 3.3, "3  draw $B$ to $D-U$, with the strength $\\rho$", size=8)
     art.legend(9, 1.1, {"free": "all weights move", "pruned": "gets zeros"}, step=14)
     return art.figure, (
-        "Two copies of the weights, B and D. B fits the outputs. To it U is added, what B wanted"
-        " and D refused so far, and of the sum D keeps the largest weights. Then B is drawn to D"
+        "Two copies of the weights: B fits the outputs, and D has the zeros. D keeps the largest"
+        " weights of B plus U, where U is what B wanted and D refused so far. Then B is drawn to D"
         " minus U, with the strength rho, and it goes around again."
     )
 
@@ -795,7 +795,7 @@ def two_streams() -> Drawing:
     art.text(40.4, 7.5, "to be equal", size=8, ha="right")
     art.legend(8, 0.9, {"frozen": "dense", "pruned": "gets zeros"}, step=10)
     return art.figure, (
-        "Two residual streams. In the dense model W reads x* and adds to the stream s*. In the"
+        "Two residual streams: in the dense model W reads x* and adds to the stream s*; in the"
         " pruned model W' reads x and adds to the stream s. The two sums are to be equal, so W'"
         " must also make up for the difference of s* and s."
     )
