@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p tools.nbval_plugin
 
-.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site slides class clean
+.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site slides class bundle clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -96,6 +96,10 @@ slides: setup
 # The exercises as assignments for Otter-Grader, in build/class: students' and teacher's editions, and what grades them.
 class: setup
 	$(BIN)/python -m tools.classroom
+
+# For a room without network: the project, the wheels of this environment and the texts, in build/bundle.
+bundle: setup
+	$(BIN)/python -m tools.bundle
 
 # The students' edition of the course for a teacher to hand out: the same notebooks without the folded solutions.
 students: setup

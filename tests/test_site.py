@@ -1,14 +1,20 @@
 """The course as a site: built once, and read page by page as a browser without network would."""
 
 import re
+import shutil
 from html import unescape
 from urllib.parse import unquote
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
+from playwright.sync_api import sync_playwright
 
 from tools import lessons, site
 
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 LESSONS = [path.stem for path in lessons()]
 OTHERS = ["index", *(name.removesuffix(".md") for name in site.PAGES.values())]
 
@@ -29,11 +35,29 @@ def test_every_page_is_as_it_should_be(pages):
         for check in (fetches, broken_links, pictures, formulas)
         for fault in check(pages, (pages / f"{name}.html").read_text(encoding="utf8"))
     ]
+    faults += inaccessible(pages)
     assert not faults, "\n".join(faults)
     index = (pages / "index.html").read_text(encoding="utf8")
     assert all(f"{lesson}.html" in index for lesson in LESSONS)
     folded = (pages / "02_the_local_objective.html").read_text(encoding="utf8")
     assert "<summary>Solution</summary>" in folded and "hide-input" in folded
+
+
+def inaccessible(pages):
+    """What axe-core finds serious or critical, light and dark; nothing without a browser."""
+    if BROWSER is None:
+        return
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        for scheme in ("light", "dark"):
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+            for name in ("index", LESSONS[1], "results"):
+                page.goto((pages / f"{name}.html").as_uri())
+                for fault in Axe().run(page).response["violations"]:
+                    if fault["impact"] in ("serious", "critical"):
+                        where = [node["html"][:120] for node in fault["nodes"][:3]]
+                        yield f"{scheme} {name}: {fault['help']}: {where}"
+        browser.close()
 
 
 def fetches(pages, text):
