@@ -1,4 +1,5 @@
-"""The lessons with what they take, into a page: python -m tools.course_map README.md"""
+"""The lessons with what they take, into a page, and a picture of the scoreboard beside the lessons:
+python -m tools.course_map README.md"""
 
 import json
 import re
@@ -8,9 +9,14 @@ from pathlib import Path
 import nbformat
 
 from sparselab.course.exercises.checking import exercises_of
+from sparselab.course.scores import picture
 from sparselab.experiments.tables import insert
 
 from . import ROOT, lessons
+
+PICTURE = ROOT / "notebooks" / "figures" / "scoreboard.png"
+BOARD = re.compile(r"scoreboard of (\S+), .*, ([\d.]+) % zeros: perplexity (.*)")
+ROW = re.compile(r"(.+?) ([\d.]+)(?:, |$)")
 
 
 def course_map() -> str:
@@ -41,5 +47,29 @@ def _exercise_minutes(number: str, head: str) -> int:
         return 0
 
 
+def board(zeros: str = "80", model: str = "opt-mini") -> dict[str, float]:
+    """The scoreboards that the lessons store, of one share of zeros, as one: perplexity by name, in
+    the order in which a reader builds them."""
+    rows = {}
+    for lesson in lessons():
+        for cell in nbformat.read(lesson, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                about = output.get("metadata", {}).get("image/png", {})
+                found = BOARD.fullmatch(about.get("alt", "") if isinstance(about, dict) else "")
+                if found and found.group(1, 2) == (model, zeros):
+                    rows |= {name: float(value) for name, value in ROW.findall(found[3])}
+    return rows
+
+
+def draw_board(file: Path = PICTURE) -> None:
+    """Write the picture of that board."""
+    rows = board()
+    dense = rows.pop("dense")
+    marks = [{"name": name, "perplexity": value, "ours": False} for name, value in rows.items()]
+    protocol = "opt-mini, 80 % zeros, demo text, 64 windows of 256 tokens"
+    picture(marks, dense, protocol).savefig(file, dpi=130, bbox_inches="tight")
+
+
 if __name__ == "__main__":
     insert(Path(sys.argv[1]), course_map(), "notebooks")
+    draw_board()
