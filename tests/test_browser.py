@@ -142,7 +142,7 @@ def test_run_all_and_move_a_slider(lab, browser, file):
         for _ in range(3):
             page.keyboard.press("ArrowRight")
     else:  # lesson 10 has choices only
-        page.locator(".widget-dropdown select").first.select_option(index=1)
+        page.locator(".widget-toggle-buttons button:not(.mod-active)").first.click()
     page.wait_for_function(
         "old => document.querySelector('.widget-image').src !== old", arg=before, timeout=20_000
     )
