@@ -5,6 +5,7 @@ differ by brightness and by the line of their edges.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
@@ -104,6 +105,11 @@ class Schematic:
         for bar in bars:
             self.axis.add_patch(bar)
         return bars
+
+    def chain(self, parts) -> None:
+        """An arrow from each part to the next."""
+        for before, after in pairwise(parts):
+            self.arrow(before, after)
 
     def arrow(
         self,

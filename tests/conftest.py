@@ -1,6 +1,7 @@
 """Tiny models of both families, correlated inputs, and the reference data where it is at hand."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from transformers import (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 VOCABULARY, CONTEXT = 128, 64
 
 

@@ -10,11 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import BROWSER, ROOT
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 SECONDS = {
     name: cost["seconds"]
     for name, cost in json.loads((ROOT / "notebooks" / "timings.json").read_text()).items()

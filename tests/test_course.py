@@ -301,6 +301,15 @@ def test_a_peak_counts_what_lives_at_once():
     assert peak.bytes == 4000 * len(kept)
 
 
+def prune_half(weight, x):
+    stats = sparselab.Statistics.of(x.T).finish("these inputs")
+    return sparselab.SparseGPT().solve(weight, stats, sparselab.Pattern(0.5)).weight
+
+
+def fit_in_double(*given):
+    return nb07.matrix_step(*[each.double() for each in given], 0.01).float()
+
+
 @torch.no_grad()
 def test_the_loop_of_lesson_07_is_sparsellm():
     windows = torch.randint(5, 100, (12, 16), generator=torch.Generator().manual_seed(0))
@@ -309,17 +318,10 @@ def test_the_loop_of_lesson_07_is_sparsellm():
     only = {"layers": [0], "modules": ["fc1", "fc2"]}
     sparselab.prune(theirs, windows, method=method, sparsity=0.5, progress=False, **only)
 
-    def prune_layer(weight, x):
-        stats = sparselab.Statistics.of(x.T).finish("these inputs")
-        return sparselab.SparseGPT().solve(weight, stats, sparselab.Pattern(0.5)).weight
-
-    def fit(*given):
-        return nb07.matrix_step(*[each.double() for each in given], 0.01).float()
-
     fc1, fc2 = (linear for name, linear in linears_of(mine, [0]).items() if "fc" in name)
     given = fc1.weight, fc1.bias[:, None], fc2.weight
     x = course.inputs_of(mine, windows, fc1)
-    weights = nb07.sparsellm(*given, x, prune_layer, fit, 3)[-1][:2]
+    weights = nb07.sparsellm(*given, x, prune_half, fit_in_double, 3)[-1][:2]
     expected = [linear.weight for name, linear in linears_of(theirs, [0]).items() if "fc" in name]
     for weight, other in zip(weights, expected, strict=True):
         assert torch.equal(weight != 0, other != 0)
@@ -335,20 +337,13 @@ def test_the_loop_of_lesson_08_is_sparsellm():
     only = {"layers": [0], "modules": names}
     sparselab.prune(theirs, windows, method=method, sparsity=0.5, progress=False, **only)
 
-    def prune_layer(weight, x):
-        stats = sparselab.Statistics.of(x.T).finish("these inputs")
-        return sparselab.SparseGPT().solve(weight, stats, sparselab.Pattern(0.5)).weight
-
-    def fit(*given):
-        return nb07.matrix_step(*[each.double() for each in given], 0.01).float()
-
     def of_network(model):
         linears = linears_of(model, [0])
         return [next(linears[each] for each in linears if each.endswith(name)) for name in names]
 
     dense = [linear.weight for linear in of_network(mine)]
     x = course.inputs_of(mine, windows, of_network(mine)[0])
-    found = nb08.gated_sparsellm(*dense, x, prune_layer, fit, nb08.safe_gate_step, 3)
+    found = nb08.gated_sparsellm(*dense, x, prune_half, fit_in_double, nb08.safe_gate_step, 3)
     for weight, linear in zip(found[-1], of_network(theirs), strict=False):
         assert torch.equal(weight != 0, linear.weight != 0)
         assert torch.allclose(weight, linear.weight, atol=1e-3 * linear.weight.abs().max())

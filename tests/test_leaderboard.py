@@ -17,6 +17,7 @@ from torch.nn.utils import prune as torch_prune
 
 import sparselab as sl
 from sparselab import SparselabError, course
+from sparselab.course import scores
 from sparselab.course import submissions as board
 from sparselab.models.architecture import linears_of
 
@@ -379,7 +380,7 @@ def test_a_folder_that_refuses_is_named(capsys, monkeypatch):
     def refuse(file, content):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(board, "write_json", refuse)
+    monkeypatch.setattr(scores, "write_json", refuse)
     submit("mine", magnitude)
     assert "could not be kept" in capsys.readouterr().out
 

@@ -1,20 +1,16 @@
 """The course as a site: built once, and read page by page as a browser without network would."""
 
 import re
-import shutil
 from html import unescape
 from urllib.parse import unquote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import ROOT
+from conftest import BROWSER, ROOT
 from playwright.sync_api import sync_playwright
 
 from tools import lessons, site
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 LESSONS = [path.stem for path in lessons()]
 OTHERS = ["index", *(name.removesuffix(".md") for name in site.PAGES.values())]
 

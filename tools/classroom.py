@@ -110,11 +110,8 @@ def guesses(files: list[Path], *, out: Path = OUT, table: Path | None = None) ->
     drawn = charts(found, out)
     if table:
         found.to_csv(table, index=False)
-    print(f"{len(found)} guesses of {found.student.nunique()} students: {_names(drawn)}.")
-
-
-def _names(files: list[Path]) -> str:
-    return ", ".join(map(str, files)) or "nothing to draw"
+    names = ", ".join(map(str, drawn)) or "nothing to draw"
+    print(f"{len(found)} guesses of {found.student.nunique()} students: {names}.")
 
 
 def with_exercises() -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 
 from sparselab.course.exercises.checking import exercises_of
-from sparselab.course.scores import picture
+from sparselab.course.scores import PROTOCOL, picture
 from sparselab.experiments.tables import insert
 
 from . import ROOT, lessons
@@ -66,8 +66,9 @@ def draw_board(file: Path = PICTURE) -> None:
     rows = board()
     dense = rows.pop("dense")
     marks = [{"name": name, "perplexity": value, "ours": False} for name, value in rows.items()]
-    protocol = "opt-mini, 80 % zeros, demo text, 64 windows of 256 tokens"
-    picture(marks, dense, protocol).savefig(file, dpi=130, bbox_inches="tight")
+    picture(marks, dense, f"opt-mini, 80 % zeros, {PROTOCOL}").savefig(
+        file, dpi=130, bbox_inches="tight"
+    )
 
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ def collected(files: list[Path]) -> pd.DataFrame:
     table = pd.DataFrame(
         rows, columns=["student", "key", "question", "unit", "guess", "result"], dtype=object
     )
-    if twice := sorted(
-        {name for name, n in table.value_counts(["student", "key"]).items() if n > 1}
-    ):
+    twice = table.student[table.duplicated(["student", "key"])]
+    if len(twice):
         raise SparselabError(
-            f"Two files answer for {twice[0][0]}: name each file, or its folder, after its student."
+            f"Two files answer for {twice.iloc[0]}: name each file, or its folder, after its"
+            " student."
         )
     table["close"] = [_close(*pair) for pair in zip(table.guess, table.result, strict=True)]
     return table.sort_values(["key", "student"], ignore_index=True)

@@ -38,8 +38,7 @@ def course_map() -> Drawing:
         art.text(x, 11.8, motto, size=8, style="italic")
         for row, lesson in enumerate(lessons):
             art.box(x, 9.6 - 2.6 * row, lesson, width=8.2, height=1.9, size=8)
-    for before, after in zip(stages, stages[1:], strict=False):
-        art.arrow(before, after)
+    art.chain(stages)
     return art.figure, (
         "The course as a path of five stages: start (00, 01), local methods that treat each matrix"
         " by itself (02 to 05), global methods that treat matrices together (06 to 09), proof by"
@@ -104,8 +103,7 @@ def perplexity() -> Drawing:
         for place, words in enumerate(steps)
     ]
     chain.append(art.box(41.3, 3.4, "perplexity", width=4.8, height=2.8, size=9))
-    for before, after in zip([losses[-1], *chain], chain, strict=False):
-        art.arrow(before, after)
+    art.chain([losses[-1], *chain])
     art.text(24.8, 1, r"$\bar L_k$")
     return art.figure, (
         "A text is cut into K windows. In each window every token but the first has a loss, its"
@@ -252,8 +250,7 @@ def block_loop() -> Drawing:
     looks = (("block 0", "pruned"), ("block 1", "free"), ("block 2", "frozen"), ("…", "frozen"))
     for place, (words, role) in enumerate(looks):
         parts.append(art.box(12.6 + 9.4 * place, y, words, role, **size))
-    for before, after in zip(parts, parts[1:], strict=False):
-        art.arrow(before, after)
+    art.chain(parts)
     for x, words in ((17.3, "inputs"), (26.7, "outputs")):
         art.text(x, y + 0.8, words, size=8)
     steps = (
@@ -265,8 +262,7 @@ def block_loop() -> Drawing:
         art.box(22 + 11.6 * place, 4.8, words, width=9.8, height=3, size=8)
         for place, words in zip((-1, 0, 1), steps, strict=True)
     ]
-    for before, after in zip(boxes, boxes[1:], strict=False):
-        art.arrow(before, after)
+    art.chain(boxes)
     for side in (-1, 1):
         art.line((22 + side * 16.5, 6.6), (22 + side * 2.7, y - 1.6), linestyle=":")
     roles = {"pruned": "pruned already", "free": "being pruned", "frozen": "still dense"}
@@ -562,8 +558,7 @@ def composition() -> Drawing:
         for place, words in places
     ]
     loss = art.box(41.6, y, "loss\n$\\mathcal{L}$", "wrong", width=3.8, height=3.2)
-    for before, after in zip([x, *parts], [*parts, loss], strict=True):
-        art.arrow(before, after)
+    art.chain([x, *parts, loss])
     for place, words in ((11.8, "$a_1$"), (20.6, "$a_2$"), (29.4, "$a_{L-1}$"), (37.8, "$z_L$")):
         art.text(place, y + 0.9, words)
     for place, words in ((7.4, "$W_1$"), (16.2, "$W_2$"), (33.8, "$W_L$")):
@@ -675,8 +670,7 @@ def sparsellm_loop() -> Drawing:
         art.box(5.4 + 11 * place, y, words, role, width=9.2, height=4.2, size=8)
         for place, (words, role) in enumerate(steps)
     ]
-    for before, after in zip(boxes, boxes[1:], strict=False):
-        art.arrow(before, after)
+    art.chain(boxes)
     art.line((38.4, y - 2.1), (38.4, y - 3.7), (5.4, y - 3.7))
     art.arrow((5.4, y - 3.7), (5.4, y - 2.1))
     art.text(21.9, y - 3.1, "next epoch", size=8)
@@ -801,35 +795,6 @@ def two_streams() -> Drawing:
     )
 
 
-# 15 Capstone
-
-
-def submission() -> Drawing:
-    """15: what a submission goes through."""
-    art, y, size = Schematic(44, 13.8), 9.6, {"height": 3.4, "size": 8}
-    dense = art.box(3.9, y, "dense model,\nloaded anew", "frozen", width=6.8, **size)
-    mine = art.box(14.3, y, "my_pruner\n(model, calibration)", "free", width=9.4, **size)
-    checks = art.box(24.6, y, "zeros, shapes,\nembeddings, NaN", width=7.6, **size)
-    copy = art.box(34, y, "its weights, in a\nmodel loaded anew", "pruned", width=7.6, **size)
-    board = art.box(41.6, y, "score,\nboard", width=4, **size)
-    parts = [dense, mine, checks, copy, board]
-    for before, after in zip(parts, parts[1:], strict=False):
-        art.arrow(before, after)
-    for x, words in ((14.3, "the clock runs"), (24.6, "checked"), (38, "judged by other text")):
-        art.text(x, y + 2.6, words, size=8, style="italic")
-    refused = art.box(19.4, 3.9, "not on the board, and why", "wrong", width=12, height=2, size=8)
-    art.arrow(mine, refused, dashed=True, role="wrong")
-    art.arrow(checks, refused, dashed=True, role="wrong")
-    roles = {"frozen": "dense", "free": "what you write", "pruned": "gets zeros"}
-    art.legend(9, 1, roles, step=10)
-    return art.figure, (
-        "A submission from left to right. The dense model is loaded anew, my_pruner(model,"
-        " calibration) prunes it while the clock runs, its zeros, shapes and embeddings are"
-        " checked, its weights are copied into a model that is loaded anew, and this is scored on"
-        " other text and joins the board. What breaks a rule or takes too long is not on the board."
-    )
-
-
 # 10 Head to head
 
 
@@ -909,6 +874,34 @@ def ways_to_read() -> Drawing:
     )
 
 
+# 12 The papers' figures, made here
+
+
+def figure_of_rows() -> Drawing:
+    """12: from a command to a verdict."""
+    art, y = Schematic(44, 12.5), 8.6
+    size = {"width": 7.4, "height": 3, "size": 9}
+    steps = [
+        art.box(4.4, y, "a command:\nfigure NAME", **size),
+        art.box(15.6, y, "prune, measure,\nonce for each row", **size),
+        art.box(26.8, y, "a table (CSV):\na row a pruning", **size),
+    ]
+    picture = art.box(39.4, 10.6, "a picture, a sentence", width=8.6, height=2.2)
+    verdict = art.box(39.4, 6.6, "a verdict", width=8.6, height=2.2)
+    published = art.box(26.8, 2.6, "published numbers,\neach with its source", "frozen", **size)
+    art.chain(steps)
+    for before, after in ((steps[2], picture), (steps[2], verdict), (published, verdict)):
+        art.arrow(before, after)
+    art.text(26.8, 5.7, "model, text, windows, layers,\nseed, zeros reached, settings", size=8)
+    art.text(15.6, 11.3, "rows that are there are not made again", size=8)
+    return art.figure, (
+        "A command names a figure. For each of its rows a model is pruned and measured, and the row"
+        " goes into a table with its model, text, windows, layers, seed, zeros and settings; rows"
+        " that are there are not made again. The picture and its sentence are drawn from the table,"
+        " and a verdict holds it against the published numbers."
+    )
+
+
 # 13 LLaMA-2-13b on one GPU
 
 
@@ -976,30 +969,29 @@ def pruning_attack() -> Drawing:
     )
 
 
-# 12 The papers' figures, made here
+# 15 Capstone
 
 
-def figure_of_rows() -> Drawing:
-    """12: from a command to a verdict."""
-    art, y = Schematic(44, 12.5), 8.6
-    size = {"width": 7.4, "height": 3, "size": 9}
-    steps = [
-        art.box(4.4, y, "a command:\nfigure NAME", **size),
-        art.box(15.6, y, "prune, measure,\nonce for each row", **size),
-        art.box(26.8, y, "a table (CSV):\na row a pruning", **size),
-    ]
-    picture = art.box(39.4, 10.6, "a picture, a sentence", width=8.6, height=2.2)
-    verdict = art.box(39.4, 6.6, "a verdict", width=8.6, height=2.2)
-    published = art.box(26.8, 2.6, "published numbers,\neach with its source", "frozen", **size)
-    for before, after in zip(steps, steps[1:], strict=False):
-        art.arrow(before, after)
-    for before, after in ((steps[2], picture), (steps[2], verdict), (published, verdict)):
-        art.arrow(before, after)
-    art.text(26.8, 5.7, "model, text, windows, layers,\nseed, zeros reached, settings", size=8)
-    art.text(15.6, 11.3, "rows that are there are not made again", size=8)
+def submission() -> Drawing:
+    """15: what a submission goes through."""
+    art, y, size = Schematic(44, 13.8), 9.6, {"height": 3.4, "size": 8}
+    dense = art.box(3.9, y, "dense model,\nloaded anew", "frozen", width=6.8, **size)
+    mine = art.box(14.3, y, "my_pruner\n(model, calibration)", "free", width=9.4, **size)
+    checks = art.box(24.6, y, "zeros, shapes,\nembeddings, NaN", width=7.6, **size)
+    copy = art.box(34, y, "its weights, in a\nmodel loaded anew", "pruned", width=7.6, **size)
+    board = art.box(41.6, y, "score,\nboard", width=4, **size)
+    parts = [dense, mine, checks, copy, board]
+    art.chain(parts)
+    for x, words in ((14.3, "the clock runs"), (24.6, "checked"), (38, "judged by other text")):
+        art.text(x, y + 2.6, words, size=8, style="italic")
+    refused = art.box(19.4, 3.9, "not on the board, and why", "wrong", width=12, height=2, size=8)
+    art.arrow(mine, refused, dashed=True, role="wrong")
+    art.arrow(checks, refused, dashed=True, role="wrong")
+    roles = {"frozen": "dense", "free": "what you write", "pruned": "gets zeros"}
+    art.legend(9, 1, roles, step=10)
     return art.figure, (
-        "A command names a figure. For each of its rows a model is pruned and measured, and the row"
-        " goes into a table with its model, text, windows, layers, seed, zeros and settings; rows"
-        " that are there are not made again. The picture and its sentence are drawn from the table,"
-        " and a verdict holds it against the published numbers."
+        "A submission from left to right. The dense model is loaded anew, my_pruner(model,"
+        " calibration) prunes it while the clock runs, its zeros, shapes and embeddings are"
+        " checked, its weights are copied into a model that is loaded anew, and this is scored on"
+        " other text and joins the board. What breaks a rule or takes too long is not on the board."
     )

@@ -2,8 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from ..runtime.files import write_json
-from .scores import rows_of, stored_run
+from .scores import keep
 
 FILE = "my_predictions.json"  # in the working folder, beside my_pruner.py
 PARTS = {"question", "unit", "guess", "result"}  # of each prediction
@@ -58,14 +57,7 @@ def review() -> None:
 
 def _record(key: str, prediction: Prediction) -> None:
     """Into a file that stays when the kernel ends; a teacher can collect it."""
-    kept, fault = rows_of(FILE, PARTS)
-    if fault:
-        print(fault)
-    elif not stored_run():
-        try:
-            write_json(FILE, {**kept, key: asdict(prediction)})
-        except OSError as error:
-            print(f"The guess could not be kept in {FILE} ({error.strerror}).")
+    keep(FILE, PARTS, asdict(prediction), key, "The guess")
 
 
 def _number(value: float | str) -> str:

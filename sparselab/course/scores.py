@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from .. import viz
 from ..errors import SparselabError
 from ..evaluation.perplexity import Perplexity
-from ..runtime.files import write_json
+from ..runtime.files import waiting_lock, write_json
 
 FILE = "my_scores.json"  # in the working folder, beside my_pruner.py
 WINDOWS, SEQLEN = 64, 256
@@ -71,14 +71,7 @@ def score(
     row = {"model": model, "zeros": zeros, "name": name, "perplexity": value, "ours": ours}
     key = f"{model}, {100 * zeros:g} %, {name}"
     _rows[key] = row
-    kept, fault = rows_of(FILE, PARTS)
-    if fault:
-        print(fault)
-    elif not stored_run():
-        try:
-            write_json(FILE, {**kept, key: row})
-        except OSError as error:
-            print(f"Scoreboard: {name} could not be kept in {FILE} ({error.strerror}).")
+    keep(FILE, PARTS, row, key, f"Scoreboard: {name}")
 
 
 def scoreboard(*, zeros: float = 0.7, model: str = "opt-mini") -> None:
@@ -157,6 +150,26 @@ def _style(name: str) -> tuple[str, str, str]:
 def stored_run() -> bool:
     """Whether a notebook is executed to be stored or tested: nothing of a reader's is used then."""
     return os.environ.get("SPARSELAB_STATIC") == "1"
+
+
+def keep(name: str, parts: set[str], row: dict, key: str | None, what: str) -> None:
+    """Add a row to a file in the working folder, or say what was in the way. The whole file is
+    replaced at once, and two notebooks do not lose each other's rows; stored runs write none.
+
+    key: of the row, which replaces the one that had it; None for the next number. what: begins the
+    sentence.
+    """
+    if stored_run():
+        return
+    try:
+        with waiting_lock(Path()):
+            kept, fault = rows_of(name, parts)
+            if fault:
+                print(fault)
+            else:
+                write_json(name, {**kept, key or f"{len(kept) + 1}": row})
+    except OSError as error:
+        print(f"{what} could not be kept in {name} ({error.strerror}).")
 
 
 def rows_of(name: str, parts: set[str]) -> tuple[dict[str, dict], str]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ from ..errors import SparselabError
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.architecture import blocks_of, linears_of
 from ..models.loading import load
-from ..runtime.files import ROOT, waiting_lock, write_json
+from ..runtime.files import ROOT
 from . import scores
 from .exercises.checking import nobody_wrote
 
@@ -439,17 +438,6 @@ def _recorded() -> list[dict]:
 
 
 def _keep(row: dict) -> None:
-    """Add a row to the working folder's file: the whole file is replaced at once, and two notebooks
-    do not lose each other's rows."""
+    """Add a row to the board and to the working folder's file."""
     _rows.append(row)
-    if scores.stored_run():
-        return
-    try:
-        with waiting_lock(Path()):
-            kept, fault = scores.rows_of(FILE, PARTS)
-            if fault:
-                print(fault)
-            else:
-                write_json(FILE, {**kept, f"{len(kept) + 1}": row})
-    except OSError as error:
-        print(f"Leaderboard: the row could not be kept in {FILE} ({error.strerror}).")
+    scores.keep(FILE, PARTS, row, None, "Leaderboard: the row")

@@ -271,11 +271,11 @@ def _last_epoch_alone(*given):
     return sparsellm(*given)[-1:]
 
 
-def _fit_of_the_check(weight: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
+def fit_of_the_check(weight: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
     return matrix_step(weight, target, inputs, 0.01)
 
 
-def _prune_layer(weight: Tensor, x: Tensor) -> Tensor:
+def prune_in_the_check(weight: Tensor, x: Tensor) -> Tensor:
     """A method with a mask that depends on the inputs and with kept weights that move."""
     score = weight.abs() * x.norm(dim=1)
     return 1.1 * weight * (score > score.median())
@@ -284,19 +284,23 @@ def _prune_layer(weight: Tensor, x: Tensor) -> Tensor:
 def _try_loop(sparsellm: Callable, seed: int) -> dict | None:
     W1, b1, W2 = normal(6, 4, seed=seed), normal(6, 1, seed=seed + 1), normal(4, 6, seed=seed + 2)
     X = normal(4, 40, seed=seed + 3)
-    found = sparsellm(W1, b1, W2, X, _prune_layer, _fit_of_the_check, 3)
+    found = sparsellm(W1, b1, W2, X, prune_in_the_check, fit_of_the_check, 3)
     if found is None:
         return None
     Y, errors = W2 @ (W1 @ X + b1).relu(), []
     for U1, U2, *_ in found:
         made = U2 @ (U1 @ X + b1).relu()
         errors.append(((made - Y).norm() / Y.norm()).item())
-    names = ("W1", "W2", "z", "a")
+    return by_epoch(found, errors, ("W1", "W2", "z", "a"))
+
+
+def by_epoch(found: list[tuple], errors: list[float], names: tuple[str, ...]) -> dict:
+    """What a loop found, as a check compares it: by name, a list over the epochs."""
     parts = {name: [*each] for name, each in zip(names, zip(*found, strict=True), strict=True)}
     return {"number of epochs": len(found), "errors": errors, **parts}
 
 
-def _errors_by_epoch(mine: dict, expected: dict) -> Figure:
+def errors_by_epoch(mine: dict, expected: dict) -> Figure:
     """The error of the check's network, epoch by epoch."""
     with viz.style():
         figure = Figure(figsize=(5, 2.6))
@@ -383,10 +387,10 @@ def _try_prune_opt(prune_opt: Callable, seed: int) -> dict:
     model, windows = tiny_opt(seed)
 
     def prune_network(block, x):
-        block.fc1.weight.data = _prune_layer(block.fc1.weight.detach(), x)
+        block.fc1.weight.data = prune_in_the_check(block.fc1.weight.detach(), x)
         block.fc2.weight.data = 0.5 * block.fc2.weight.detach()
 
-    prune_opt(model, windows, _prune_layer, prune_network)
+    prune_opt(model, windows, prune_in_the_check, prune_network)
     linears = [part for part in blocks_of(model).modules() if isinstance(part, nn.Linear)]
     return {"the weights": [linear.weight.detach() for linear in linears]}
 
@@ -702,7 +706,7 @@ EXERCISES = {
         minutes=8,
         trial=_try_loop,
         rtol=1e-3,
-        draw=_errors_by_epoch,
+        draw=errors_by_epoch,
         quiet=True,
     ),
     "07.5": Exercise(

@@ -5,12 +5,16 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ... import viz
 from .checking import Exercise, mistakes, normal
-from .nb07_sparsellm_opt import activation_step, matrix_step
+from .nb07_sparsellm_opt import (
+    activation_step,
+    by_epoch,
+    errors_by_epoch,
+    fit_of_the_check,
+    prune_in_the_check,
+)
 
 STEEPEST = 1.0998  # the largest slope of SiLU
 
@@ -343,16 +347,6 @@ def _last_gated_epoch(*given):
     return gated_sparsellm(*given)[-1:]
 
 
-def _fit_of_the_check(weight: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
-    return matrix_step(weight, target, inputs, 0.01)
-
-
-def _prune_layer(weight: Tensor, x: Tensor) -> Tensor:
-    """A method with a mask that depends on the inputs and with kept weights that move."""
-    score = weight.abs() * x.norm(dim=1)
-    return 1.1 * weight * (score > score.median())
-
-
 def _half_way(s: Tensor, p: Tensor, z: Tensor, g: Tensor) -> Tensor:
     """A step for s that uses all that it is given."""
     return 0.5 * (s + g) + 0.1 * torch.tanh(p - F.silu(s) * z)
@@ -361,29 +355,14 @@ def _half_way(s: Tensor, p: Tensor, z: Tensor, g: Tensor) -> Tensor:
 def _try_gated_loop(gated_sparsellm: Callable, seed: int) -> dict | None:
     Wg, Wu, Wd = normal(6, 4, seed=seed), normal(6, 4, seed=seed + 1), normal(4, 6, seed=seed + 2)
     X = normal(4, 40, seed=seed + 3)
-    found = gated_sparsellm(Wg, Wu, Wd, X, _prune_layer, _fit_of_the_check, _half_way, 3)
+    found = gated_sparsellm(Wg, Wu, Wd, X, prune_in_the_check, fit_of_the_check, _half_way, 3)
     if found is None:
         return None
     Y, errors = Wd @ (F.silu(Wg @ X) * (Wu @ X)), []
     for G, U, D, *_ in found:
         made = D @ (F.silu(G @ X) * (U @ X))
         errors.append(((made - Y).norm() / Y.norm()).item())
-    names = ("Wg", "Wu", "Wd", "s", "z", "p")
-    parts = {name: [*each] for name, each in zip(names, zip(*found, strict=True), strict=True)}
-    return {"number of epochs": len(found), "errors": errors, **parts}
-
-
-def _errors_by_epoch(mine: dict, expected: dict) -> Figure:
-    """The error of the check's network, epoch by epoch."""
-    with viz.style():
-        figure = Figure(figsize=(5, 2.6))
-        axis = figure.subplots()
-        for name, look, each in (("expected", "o-", expected), ("yours", "s--", mine)):
-            axis.plot(each["errors"], look, label=name)
-        axis.set(xlabel="epoch", ylabel="relative error", xticks=range(3), ylim=(0, None))
-        axis.set_title("a small network: its true error by epoch")
-        axis.legend()
-    return figure
+    return by_epoch(found, errors, ("Wg", "Wu", "Wd", "s", "z", "p"))
 
 
 # 08.6: the curvature of the cost in s
@@ -549,7 +528,7 @@ EXERCISES = {
         minutes=8,
         trial=_try_gated_loop,
         rtol=1e-3,
-        draw=_errors_by_epoch,
+        draw=errors_by_epoch,
         quiet=True,
     ),
     "08.6": Exercise(
