@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -144,6 +145,7 @@ class Altered(Exception):
     """An answer changed its arguments."""
 
 
+LINE = 88  # letters
 _verdicts: dict[str, str] = {}
 
 
@@ -157,7 +159,8 @@ def check(key: str, answer: Any) -> Any:
     if verdict == "right":
         sentence = pruner.keep(key, answer, {*references()})
     if verdict != "not attempted" or not exercise.quiet:
-        print(f"Exercise {key} {verdict}{': ' if sentence else '.'}{sentence}")
+        said = f"Exercise {key} {verdict}{': ' if sentence else '.'}{sentence}"
+        print(fill(said, LINE))  # JupyterLab would break it in the middle of a word
     if verdict == "wrong" and (figure := exercise.picture(answer)):
         viz.show(figure, f"exercise {key}, your result beside the expected one")
     return answer if verdict == "right" else exercise.reference
