@@ -77,6 +77,21 @@ def test_students_get_no_solution_and_no_hidden_test(folder):
     assert any("hidden=True" in test.read_text() for test in (folder / "tests").glob("*.py"))
 
 
+def test_homework_of_some_exercises_builds_on_the_others(tmp_path):
+    """`prune_model` calls three functions that were written in class; 02 has nine exercises."""
+    classroom.build(only="prune_model, mean_gram", out=tmp_path)
+    (folder,) = tmp_path.glob("*")
+    (file,) = (folder / "instructor").glob("*.ipynb")
+    text = file.read_text(encoding="utf8")
+    assert 'replay = course.mine(\\"replay\\")' in text and "best_mask" not in text
+    marks = classroom.graded(folder, [file])
+    assert [*marks] == ["q02_7", "q02_8", "total", "mistakes"]
+    exercises = exercises_of("02")
+    assert marks.total.item() == exercises["02.7"].minutes + exercises["02.8"].minutes
+    with pytest.raises(SparselabError, match="no exercise asks for mean_grams"):
+        classroom.build(only="mean_grams", out=tmp_path)
+
+
 LESSONS = [lesson.stem for lesson in classroom.with_exercises()]
 KEYS = [key for lesson in LESSONS for key in exercises_of(lesson[:2])]
 

@@ -1,8 +1,12 @@
-"""The exercises as assignments that Otter-Grader grades: python -m tools.classroom [--out FOLDER]
+"""The exercises as assignments that Otter-Grader grades:
+
+    python -m tools.classroom [--only price,mean_gram] [--out FOLDER]
 
 For each lesson with exercises a folder with three editions from the one source, the lesson:
 student/ (stubs, and the public tests), instructor/ (solved) and autograder.zip (all tests; for
-`grade`, for Gradescope, and for `otter grade`, which Canvas takes its marks from).
+`grade`, for Gradescope, and for `otter grade`, which Canvas takes its marks from). With --only they
+have these exercises alone, named by their functions; what they build on is the student's own, or
+the package's.
 
     python -m tools.classroom grade LESSON SUBMISSION.ipynb ... [--out FOLDER] [--table marks.csv]
 
@@ -18,6 +22,7 @@ import ast
 import re
 import shutil
 import sys
+from collections.abc import Set
 from pathlib import Path
 
 import nbformat
@@ -27,7 +32,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from otter.api import grade_submission
 from otter.generate import main as generate
 
-from sparselab.course.exercises.checking import exercises_of
+from sparselab.course.exercises.checking import exercises_of, references
 from sparselab.course.student import SOLUTION
 from sparselab.errors import SparselabError
 
@@ -35,6 +40,7 @@ from . import ROOT, lessons
 from .guesses import charts, collected
 
 OUT = ROOT / "build" / "class"
+ALL: Set[str] = frozenset()  # no choice among the exercises
 STUB = re.compile(r"^(?P<name>\w+) = course\.check\(\"(?P<key>[\d.]+)\", [^\n]*$", re.MULTILINE)
 SOLVED = re.compile(r"<summary>\s*Solution.*?```python\n(.*?)```", re.DOTALL | re.IGNORECASE)
 HIDDEN_SHARE = 1 / 3  # of an exercise's points, for the test with other numbers
@@ -47,6 +53,7 @@ import torch
 from torch import nn
 
 import sparselab as sl
+from sparselab import course
 
 grader = otter.Notebook()"""
 
@@ -87,9 +94,15 @@ app = App(help=__doc__.split("\n")[0])
 
 
 @app.default
-def build(*, out: Path = OUT) -> None:
-    """Write the editions of all lessons."""
-    made = [assignment(lesson, out) for lesson in with_exercises()]
+def build(*, only: str = "", out: Path = OUT) -> None:
+    """Write the editions of all lessons.
+
+    only: the homework, functions with commas between them. Default: all exercises.
+    """
+    asked = {name.strip() for name in only.split(",") if name.strip()}
+    if unknown := sorted(asked - {*references()}):
+        raise SparselabError(f"no exercise asks for {', '.join(unknown)}.")
+    made = [assignment(lesson, out, asked) for lesson in with_exercises(asked)]
     print(f"{len(made)} assignments in {out}: {', '.join(folder.name[:2] for folder in made)}.")
 
 
@@ -114,42 +127,50 @@ def guesses(files: list[Path], *, out: Path = OUT, table: Path | None = None) ->
     print(f"{len(found)} guesses of {found.student.nunique()} students: {names}.")
 
 
-def with_exercises() -> list[Path]:
-    """The lessons that have exercises."""
-    return [file for file in lessons() if stubs(nbformat.read(file, as_version=4))]
+def with_exercises(only: Set[str] = ALL) -> list[Path]:
+    """The lessons that have exercises, or some of these."""
+    return [file for file in lessons() if stubs(nbformat.read(file, as_version=4), only)]
 
 
-def stubs(notebook: nbformat.NotebookNode) -> list[tuple[int, re.Match]]:
-    """The cells with an exercise's stub: place, and what is asked: name and key."""
+def stubs(notebook: nbformat.NotebookNode, only: Set[str] = ALL) -> list[tuple[int, re.Match]]:
+    """The cells with an exercise's stub: place, and what is asked: name and key. only: these names
+    alone; with none, all."""
     code = ((i, cell.source) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-    return [(i, found) for i, source in code if (found := STUB.search(source))]
+    found = [(i, match) for i, source in code if (match := STUB.search(source))]
+    return [(i, match) for i, match in found if not only or match["name"] in only]
 
 
-def assignment(lesson: Path, out: Path = OUT) -> Path:
-    """Write one lesson's folder: student/, instructor/, autograder.zip."""
+def assignment(lesson: Path, out: Path = OUT, only: Set[str] = ALL) -> Path:
+    """Write one lesson's folder: student/, instructor/, autograder.zip. only: see `stubs`."""
     notebook, folder = nbformat.read(lesson, as_version=4), out / lesson.stem
     shutil.rmtree(folder, ignore_errors=True)
     tests = folder / "tests"
     tests.mkdir(parents=True)
     points = 0
-    for _, found in stubs(notebook):
+    for _, found in stubs(notebook, only):
         key, name = found["key"], found["name"]
         points += _write_test(tests, key, name)
     for edition, solved in (("student", False), ("instructor", True)):
         (folder / edition).mkdir()
-        nbformat.write(homework(notebook, points, solved), folder / edition / lesson.name)
+        written = homework(notebook, points, solved, only)
+        nbformat.write(written, folder / edition / lesson.name)
     generate(tests_dir=str(tests), output_path=str(folder / "autograder.zip"), no_config=True)
     _publish(tests, folder / "student" / "tests")
     return folder
 
 
-def homework(notebook: nbformat.NotebookNode, points: int, solved: bool) -> nbformat.NotebookNode:
+def homework(
+    notebook: nbformat.NotebookNode, points: int, solved: bool, only: Set[str] = ALL
+) -> nbformat.NotebookNode:
     """The exercises of a lesson as a notebook of their own: text, stub or solution, test."""
     title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
     cells = [new_markdown_cell(INTRODUCTION.format(title=title, points=points))]
     cells.append(new_code_cell(IMPORTS))
     given = functions_given(notebook)
-    for place, found in stubs(notebook):
+    asked = stubs(notebook, only)
+    earlier = {*references()} - {found["name"] for _, found in asked}
+    given |= {name: f'{name} = course.mine("{name}")' for name in earlier - {*given}}
+    for place, found in asked:
         text = notebook.cells[place - 1].source
         solution = SOLVED.search(text)
         code = solution[1] if solved and solution else notebook.cells[place].source
