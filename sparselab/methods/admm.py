@@ -100,6 +100,7 @@ class ADMM(Method):
                 seen, rho, dual = mask, rho * self.growth, dual.div_(self.growth)
                 if still.read():
                     break
+                del inverse  # before the next one takes as much
                 inverse = spectrum.inverse(rho)
         return sparse / spectrum.norms, ~pruned
 

@@ -159,6 +159,7 @@ class FeedForward:
         """Statistics of W2's inputs a: the auxiliary p where it is kept, else what the weights make
         of x; and its aim Y a^T [d, f]."""
         hidden = Statistics(self.weight["down"].shape[1], self.x.device, needs=(GRAM, NORMS))
+        hidden.shared = False  # W2 alone reads it, and f x f is the largest matrix of a block
         outputs = torch.zeros_like(self.weight["down"])
         for part in self.parts():
             a = self.activation(*self.before(weights, part)) if self.p is None else self.p[part]

@@ -53,6 +53,7 @@ class Statistics:
         self.drift: Tensor | None = None
         self.samples: list[Tensor] = []
         self._cache: dict = {}
+        self.shared = True  # by several matrices: what is made of it is kept for the next
 
     @classmethod
     def of(cls, x: Tensor, dense: Tensor | None = None, **options) -> "Statistics":
@@ -199,7 +200,10 @@ class Statistics:
         return self.cached(damp, lambda: inverse_factor(self.gram, damp, tries, self.tokens))
 
     def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gave the first time, kept for the other matrices with the same inputs."""
+        """What `make` gave the first time, kept for the other matrices with the same inputs; made
+        anew each time, and kept nowhere, where there are no others."""
+        if not self.shared:
+            return make()
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
