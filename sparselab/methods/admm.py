@@ -60,7 +60,7 @@ class ADMM(Method):
     name = "admm"
     presets = ("guided",)
     products = 2 * (40 + 12 + 20)  # some 40 steps, as many inverses as looks, a refit of about 20
-    squares = 4  # factor, Hessian, eigenvectors, inverse
+    squares = 5  # Hessian, its scaled copy, eigenvectors, and twice that for LAPACK at work
     needs = (GRAM, NORMS)
 
     @classmethod

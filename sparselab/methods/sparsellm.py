@@ -144,11 +144,12 @@ class SparseLLM(Method):
     def ffn_bytes(
         self, tokens: int, width: int, inner: int, linears: int, size: int
     ) -> dict[str, float]:
-        """Bytes of tokens and auxiliary variables."""
+        """Bytes of tokens and auxiliary variables, and of what the matrices aim at and became."""
         aimed, gates = self.aims_at_dense_model, linears - 1
         variables = gates * (self.epochs > 1) + (not self.realised)  # z, s and p, float32 [N, f]
         kept = tokens * (width * (4 + size * (1 + aimed)) + 4 * variables * inner)
-        return {"feed-forward variables": kept}
+        found = linears * inner * width * (4 + 4 + 1)  # target, weight and mask, until the last is
+        return {"feed-forward variables": kept, "feed-forward solutions": found}
 
     def ffn_operations(self, tokens: int, width: int, inner: int, linears: int) -> float:
         """Operations of the products with W1 and W2, and of the Gram matrix, in all epochs."""
