@@ -2,6 +2,7 @@
 report is written."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -212,6 +213,9 @@ class BlockPruner:
     def _prune_matrices(self, matrices: dict[tuple[str, ...], Statistics]) -> None:
         """The matrices of a tuple together; several processes divide the tuples. `matrices` is used
         up."""
+        readers = Counter(id(stats) for names, stats in matrices.items() for _ in names)
+        for stats in matrices.values():
+            stats.shared = readers[id(stats)] > 1
         work = {names: partial(self._solve, names, matrices.pop(names)) for names in [*matrices]}
         distributed.run_divided(work, self._write_all)
 

@@ -200,11 +200,11 @@ class Statistics:
         return self.cached(damp, lambda: inverse_factor(self.gram, damp, tries, self.tokens))
 
     def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gave the first time, kept for the other matrices with the same inputs; made
-        anew each time, and kept nowhere, where there are no others."""
-        if not self.shared:
-            return make()
+        """What `make` gave the first time, kept for the other matrices with the same inputs; where
+        there are no others, only until something else is made."""
         if key not in self._cache:
+            if not self.shared:
+                self._cache.clear()
             self._cache[key] = make()
         return self._cache[key]
 
