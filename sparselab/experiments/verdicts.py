@@ -79,20 +79,22 @@ def cells(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
 def duel(
     table: pd.DataFrame, method: str, others: Iterable[str], patterns: Iterable[str] = ()
 ) -> tuple[str, str]:
-    """Whether a method is ahead of others, cell by cell and model by model."""
+    """Whether a method is ahead of others, cell by cell; in part, where models differ, however many
+    cells each has."""
     chosen = table[table.pattern.isin(list(patterns))] if patterns else table
     found = pd.concat([cells(chosen, method, other) for other in others])
     if found.empty:
         return UNTESTED, "no rows"
     ahead, behind = found.lower > DOUBT * found.error, found.lower < -DOUBT * found.error
-    words = []
+    words, verdicts = [], set()
     for model in found.index.get_level_values("model").unique():
         here = found.index.get_level_values("model") == model
+        verdicts.add(_verdict(int(ahead[here].sum()), int(behind[here].sum())))
         words.append(
             f"{model}: ahead in {ahead[here].sum()} of {here.sum()} cells, behind in"
             f" {behind[here].sum()}, by {_range(found.lower[here])} nats"
         )
-    return _verdict(int(ahead.sum()), int(behind.sum())), "; ".join(words)
+    return verdicts.pop() if len(verdicts) == 1 else PARTLY, "; ".join(words)
 
 
 def _verdict(ahead: int, behind: int) -> str:
