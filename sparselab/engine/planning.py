@@ -27,7 +27,6 @@ from .division import ABOVE, BELOW
 GIB = 2**30
 # Python, torch and transformers themselves (measured: bench/plan.txt); CUDA's context.
 RUNTIME = {"cpu": 0.45 * GIB, "cuda": 0.5 * GIB}
-COPIES = 4  # of a group's matrices, float32: weights, result, mask and errors, targets
 SHARE = 0.5  # of a large product's speed that a forward pass or a solver reaches
 # What is held in turn: of these the peak has those that are most together.
 TURNS = (
@@ -307,7 +306,7 @@ def _solver(shape: Shape, method: Method, group: tuple[int, int]) -> float:
     """Bytes that a group's matrices take while they are pruned, beside weights and statistics."""
     inputs, outputs = group
     squares = method.squares * 4 * inputs**2 if GRAM in method.all_needs else 0
-    return squares + COPIES * 4 * inputs * outputs
+    return squares + method.copies * 4 * inputs * outputs
 
 
 def phases(

@@ -61,6 +61,7 @@ class ADMM(Method):
     presets = ("guided",)
     products = 2 * (40 + 12 + 20)  # some 40 steps, as many inverses as looks, a refit of about 20
     squares = 5  # Hessian, its scaled copy, eigenvectors, and twice that for LAPACK at work
+    copies = 8  # the start, both copies, the multiplier, the aim, and steps in the making, too
     needs = (GRAM, NORMS)
 
     @classmethod

@@ -49,7 +49,7 @@ class ALPS(Method):
     refit_steps: Annotated[int, ">= 0"] = 10
     name = "alps"
     products = 2 * (40 + 12 + 10)
-    squares = 5  # as ADMM's
+    squares, copies = 5, 8  # as ADMM's
     needs = (GRAM, NORMS)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:

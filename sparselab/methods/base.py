@@ -131,6 +131,7 @@ class Method:
     needs = ()
     allocates = False  # whether `shares` divides the zeros among the matrices
     squares = 1  # matrices [c, c] that `solve` holds beside the Gram matrix; for plans
+    copies = 4  # matrices [r, c] then: weights, result, mask and errors, targets; for plans
     products = 0  # what `solve` takes for a matrix [r, c], in products of r c^2; for plans
     presets = ()  # names of class methods that give a published variant for a family, for sweeps
     prunes_ffn_jointly = False  # whether `prune_ffn` prunes the feed-forward network as a whole

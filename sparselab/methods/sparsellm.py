@@ -83,7 +83,7 @@ class SparseLLM(Method):
     refit: bool = common_option(True)
     targets: Target = common_option("dense-stream")
     name = "sparsellm"
-    squares, products = ADMM.squares, ADMM.products
+    squares, copies, products = ADMM.squares, ADMM.copies, ADMM.products
     presets = ("paper", "published", "repaired")
     needs = (GRAM, NORMS)
     prunes_ffn_jointly = True
