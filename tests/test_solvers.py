@@ -162,7 +162,9 @@ def test_the_loop_ends_when_the_mask_stands_still(monkeypatch):
     """A loose tolerance looks at the mask less often than a tight one, and `steps` is the limit."""
     w, stats = layer(24, 48, 0)
     real, calls = Spectrum.inverse, []
-    monkeypatch.setattr(Spectrum, "inverse", lambda self, rho: calls.append(rho) or real(self, rho))
+    monkeypatch.setattr(
+        Spectrum, "inverse", lambda self, rho, **out: calls.append(rho) or real(self, rho, **out)
+    )
     looks = []
     for options in ({"tolerance": 0.2}, {}, {"tolerance": 0.0}, {"steps": 7}, {"every": 1}):
         calls.clear()

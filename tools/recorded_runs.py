@@ -10,7 +10,6 @@ CONTRIBUTING.md says how such a file is made.
 import argparse
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +19,7 @@ import pandas as pd
 from sparselab.errors import SparselabError
 from sparselab.evaluation.published import papers
 from sparselab.experiments.profiles import PROFILES, WHOLE_TEXT
-from sparselab.experiments.results import read
+from sparselab.experiments.results import read, rows_matching
 from sparselab.experiments.sweep import Sweep
 from sparselab.methods.registry import named_method
 from sparselab.patterns import Pattern
@@ -109,7 +108,8 @@ def _dense_faults(table: pd.DataFrame) -> list[str]:
 
 
 def protocol(table: pd.DataFrame) -> list[str]:
-    """Each experiment of a table in words, and what it has other than the papers' profile."""
+    """Each experiment of a table in words, and what it has other than the papers' profile. Which
+    blocks are pruned differs from entry to entry there, and is not told."""
     paper, said = PROFILES["paper"].columns(), []
     paper |= {"window_limit": PROFILES["paper"].windows}
     for key, rows in table.groupby([*EXPERIMENT]):
@@ -117,7 +117,7 @@ def protocol(table: pd.DataFrame) -> list[str]:
         others = [
             f"{name} {_in_words(value)} (there {_in_words(paper[name])})"
             for name, value in values.items()
-            if name != "model" and value != paper[name]
+            if name not in ("model", "layers_pruned") and value != paper[name]
         ]
         runs = rows.drop_duplicates([*JOB])
         said.append(
@@ -138,8 +138,7 @@ def again(table: pd.DataFrame) -> list[str]:
     The calibration and evaluation texts must be corpora that `sl.calibration` knows by name.
     """
     row = table.sort_values("seconds").iloc[0]
-    same = (table[[*EXPERIMENT, *JOB]] == row[[*EXPERIMENT, *JOB]]).all(axis=1)
-    rows = table[same].set_index("text")
+    rows = table[rows_matching(table, row[[*EXPERIMENT, *JOB]].to_dict())].set_index("text")
     sweep = Sweep(
         model=row.model,
         corpus=row.calibration,
@@ -148,8 +147,8 @@ def again(table: pd.DataFrame) -> list[str]:
         texts=tuple(rows.index),
         windows=int(row.window_limit),
         layers=None if row.layers_pruned == "all" else row.layers_pruned,
+        stream=True,  # the rows are the same, and the model may be large
     )
-    sweep = replace(sweep, stream=row.model not in ("opt-mini", "smollm2-135m"))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "again.csv"
         new = sweep.run(file, [row.method], [row.pattern], [int(row.seed)]).set_index("text")

@@ -101,8 +101,7 @@ class ADMM(Method):
                 seen, rho, dual = mask, rho * self.growth, dual.div_(self.growth)
                 if still.read():
                     break
-                del inverse  # before the next one takes as much
-                inverse = spectrum.inverse(rho)
+                inverse = spectrum.inverse(rho, out=inverse)
         return sparse / spectrum.norms, ~pruned
 
 

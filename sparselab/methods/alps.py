@@ -94,7 +94,7 @@ class ALPS(Method):
                     sparse, dual = first, torch.zeros_like(dense)
             if step > LEAST and changed < FEW:
                 break
-            seen, inverse = mask, spectrum.inverse(rho)
+            seen, inverse = mask, spectrum.inverse(rho, out=inverse)
         mask = _largest(free, pattern)
         return free * mask / spectrum.norms, mask
 

@@ -23,9 +23,9 @@ class Spectrum:
         values, self.vectors = torch.linalg.eigh(scaled.div_(self.norms[:, None]))
         self.values = values.clamp_(min=0)  # rounding may leave some below
 
-    def inverse(self, rho: float) -> Tensor:
-        """(G + rho I)^-1, [c, c]."""
-        return (self.vectors / (self.values + rho)) @ self.vectors.T
+    def inverse(self, rho: float, out: Tensor | None = None) -> Tensor:
+        """(G + rho I)^-1, [c, c]; written into `out`, the last one, where that is given."""
+        return torch.matmul(self.vectors / (self.values + rho), self.vectors.T, out=out)
 
     def scaled(self, weight: Tensor) -> Tensor:
         """W S^-1 of weights [r, c]."""
