@@ -102,6 +102,8 @@ def build(*, only: str = "", out: Path = OUT) -> None:
     asked = {name.strip() for name in only.split(",") if name.strip()}
     if unknown := sorted(asked - {*references()}):
         raise SparselabError(f"no exercise asks for {', '.join(unknown)}.")
+    for lesson in lessons():  # what an earlier call wrote of lessons that are not asked for now
+        shutil.rmtree(out / lesson.stem, ignore_errors=True)
     made = [assignment(lesson, out, asked) for lesson in with_exercises(asked)]
     print(f"{len(made)} assignments in {out}: {', '.join(folder.name[:2] for folder in made)}.")
 
@@ -153,7 +155,7 @@ def assignment(lesson: Path, out: Path = OUT, only: Set[str] = ALL) -> Path:
     for edition, solved in (("student", False), ("instructor", True)):
         (folder / edition).mkdir()
         written = homework(notebook, points, solved, only)
-        nbformat.write(written, folder / edition / lesson.name)
+        nbformat.write(written, folder / edition / f"homework_{lesson.name}")
     generate(tests_dir=str(tests), output_path=str(folder / "autograder.zip"), no_config=True)
     _publish(tests, folder / "student" / "tests")
     return folder

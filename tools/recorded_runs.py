@@ -48,7 +48,7 @@ def faults(table: pd.DataFrame) -> list[str]:
             f"the columns {', '.join(lacking)} are missing: let `sweep` or `figure` write the file"
         ]
     found = []
-    for name in (*KEY, *PROVENANCE, *MEASURED):
+    for name in table:
         empty = table[name].isna() | (table[name].astype(str).str.strip() == "")
         found += _by_line(empty, f"{name} is empty")
     found += _by_line(table.duplicated([*KEY]), "the same run and text as a line before")
