@@ -143,7 +143,8 @@ def _kth_lowest(scores: Tensor, k: int) -> Tensor:
     faster than kthvalue; on a GPU kthvalue gives a row to one block of threads, and topk a long row
     to many."""
     if scores.device.type == "cpu":
-        return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1 : k])
+        found = np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1 : k]
+        return torch.from_numpy(found.copy())  # a view would hold all
     if len(scores) == 1:
         return scores.topk(k, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
     return scores.kthvalue(k, dim=1, keepdim=True).values

@@ -171,12 +171,13 @@ def test_no_stopping_rule_stops_the_gpu():
     weight, found = torch.randn(100, 200), []
     for stats in (here, there):
         w, hessian = weight.to(stats.gram.device), stats.hessian()
-        pattern, spectrum = sl.Pattern(0.7), Spectrum(hessian)
+        pattern, spectrum = sl.Pattern(0.7), Spectrum(stats.hessian())
+        pull = spectrum.pull(w, hessian)
         zeros = prune_rows(w.abs(), pattern, per_row=True)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            sparse, mask = sl.ADMM()._iterate(w, w, hessian, spectrum, pattern)
+            sparse, mask = sl.ADMM()._iterate(pull, w, spectrum, pattern)
             kept = refit(w, sparse, mask, hessian)
             swapped = swap(w, zeros, stats.gram / stats.tokens, pattern, 20, 16)
         finally:

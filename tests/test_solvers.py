@@ -1,6 +1,7 @@
 """ADMM and ALPS, one matrix at a time: the eigenvectors that they share, against brute force and
 the published loop, and what holds for every schedule."""
 
+import gc
 import itertools
 
 import numpy as np
@@ -13,7 +14,7 @@ import sparselab as sl
 from sparselab import Pattern, Statistics
 from sparselab.methods.admm import STARTS, squared_error
 from sparselab.numerics.spectrum import Spectrum
-from sparselab.numerics.statistics import GRAM, NORMS
+from sparselab.numerics.statistics import CROSS, GRAM, NORMS
 from sparselab.patterns import valid_groups
 
 PATTERNS = [0.0, 0.3, 0.5, 0.9, "2:4", "3:4"]
@@ -41,7 +42,8 @@ def error(weight, method, stats, spec):
 def test_the_spectrum_inverts_for_every_penalty(width, rho):
     w, stats = layer(5, width, 0)
     hessian = stats.hessian()
-    spectrum, h = Spectrum(hessian), hessian.double()
+    h = hessian.double()
+    spectrum = Spectrum(hessian.clone())  # written over it
     scale = h.diagonal().rsqrt()
     scaled = scale[:, None] * h * scale
     expected = torch.linalg.inv(scaled + rho * torch.eye(width, dtype=torch.float64))
@@ -69,11 +71,42 @@ def test_directions_without_any_input_are_no_trouble():
 def test_one_decomposition_serves_all_sparsities_and_matrices(method, monkeypatch):
     w, stats = layer(8, 24, 0)
     real, calls = torch.linalg.eigh, []
-    monkeypatch.setattr(torch.linalg, "eigh", lambda h: calls.append(1) or real(h))
+    monkeypatch.setattr(torch.linalg, "eigh", lambda *a, **k: calls.append(1) or real(*a, **k))
     for spec in (0.5, 0.8, "2:4"):
         method.solve(w, stats, Pattern.parse(spec))
     method.solve(w.flip(0), stats, Pattern(0.5))
     assert len(calls) == 1
+
+
+def test_the_eigenvectors_take_the_place_of_the_hessian():
+    """At the full width of a network it is the largest matrix of a run."""
+    _, stats = layer(4, 40, 0)
+    hessian = stats.hessian()
+    place = hessian.data_ptr()
+    assert Spectrum(hessian).vectors.data_ptr() == place
+
+
+def wide(width):
+    """How many matrices [width, width] memory holds."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+    return len({each.data_ptr() for each in tensors if each.shape == (width, width)})
+
+
+@pytest.mark.parametrize("method", [sl.ADMM(), sl.ALPS()], ids=str)
+def test_what_one_matrix_alone_reads_goes_when_it_is_read(method, monkeypatch):
+    """While the penalties rise, neither the Hessian, nor its factor, nor the products with the
+    dense model's inputs are held; a second reader is an error and gets no other answer."""
+    x = correlated(300, 24)
+    stats = Statistics.of(x, x.flip(0), needs=(GRAM, NORMS, CROSS))
+    stats.shared, held, real = False, [], Spectrum.inverse
+    monkeypatch.setattr(Spectrum, "inverse", lambda *a, **k: held.append(wide(24)) or real(*a, **k))
+    weight, before = torch.randn(8, 24, generator=torch.Generator().manual_seed(3)), wide(24)
+    method.prune_matrix(weight, stats, Pattern(0.5))
+    # The eigenvectors came, the cross products went; later the last inverse is there as well.
+    assert held[0] == before and max(held) == before + 1
+    with pytest.raises(AttributeError):
+        method.prune_matrix(weight, stats, Pattern(0.5))
 
 
 # against brute force

@@ -106,6 +106,23 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     same(weights(tmp_path / "out"), dict(whole.state_dict()))
 
 
+def test_after_the_first_block_the_embeddings_take_no_memory(folder, windows, tmp_path):
+    sizes, real = [], streaming.StreamedBlocks.load
+
+    def load(self, layer, *args, **kwargs):
+        weight = self.model.get_input_embeddings().weight
+        sizes.append((weight.untyped_storage().nbytes(), weight.numel() * weight.element_size()))
+        return real(self, layer, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming.StreamedBlocks, "load", load)
+        sl.prune(
+            folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False
+        )
+    assert sizes[0][0] == sizes[0][1]  # before the first block
+    assert all(held <= 8 for held, _ in sizes[-2:])
+
+
 def test_an_output_head_of_its_own_is_copied_and_never_loaded(tmp_path, windows):
     model = tiny_llama(tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "model")

@@ -33,7 +33,7 @@ TURNS = (
     ("forward pass", "statistics", "feed-forward variables"),
     ("solver", "statistics", "feed-forward variables"),
     ("reconstruction", "reconstruction's targets"),
-    ("gradients", "inputs of all blocks"),
+    ("before the blocks", "gradients", "inputs of all blocks"),
     ("output head, copied",),
 )
 

@@ -252,7 +252,8 @@ class StreamedBlocks(BlockReader):
 
     def capture(self, batches: list[int]) -> None:
         """Remember how many windows at once were taken up to the first block; the manifest says it
-        with the first shard."""
+        with the first shard. The embeddings go: they are copied from file to file."""
+        self.release_outside()
         if self.done or self.out is None:  # known from the first run; or a dry one
             return
         everyones = distributed.all_gather(max(batches))

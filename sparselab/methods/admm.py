@@ -60,7 +60,7 @@ class ADMM(Method):
     name = "admm"
     presets = ("guided",)
     products = 2 * (40 + 12 + 20)  # some 40 steps, as many inverses as looks, a refit of about 20
-    squares = 5  # Hessian, its scaled copy, eigenvectors, and twice that for LAPACK at work
+    squares = 3  # eigenvectors, and twice that for LAPACK at work
     copies = 8  # the start, both copies, the multiplier, the aim, and steps in the making, too
     needs = (GRAM, NORMS)
 
@@ -74,27 +74,29 @@ class ADMM(Method):
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """The better of the start and of where the iteration ends, refitted; weight [r, c]."""
         start = STARTS[self.initial]().solve(weight, stats, pattern)
-        hessian = stats.hessian()
-        spectrum = stats.cached("spectrum", lambda: Spectrum(hessian))
-        sparse, mask = self._iterate(weight, start.weight, hessian, spectrum, pattern)
+        spectrum = stats.cached("spectrum", lambda: Spectrum(stats.hessian()))
+        pull = spectrum.pull(weight, stats.hessian())
+        sparse, mask = self._iterate(pull, start.weight, spectrum, pattern)
+        del spectrum, pull  # room for the Hessian, which was not held meanwhile
+        hessian = stats.cached("hessian", stats.hessian)
         kept = refit(weight, sparse, mask, hessian)
         found = replace(start, weight=kept, mask=mask, refitted=True)
         return min(start, found, key=lambda one: squared_error(weight, one.weight, hessian))
 
     def _iterate(
-        self, weight: Tensor, start: Tensor, hessian: Tensor, spectrum: Spectrum, pattern: Pattern
+        self, pull: Tensor, start: Tensor, spectrum: Spectrum, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
         """The sparse copy that the iteration arrives at, [r, c], and its mask, bool; all in the
-        units of the spectrum in between."""
-        aim, rho = spectrum.pull(weight, hessian), self.penalty
-        sparse, dual = spectrum.scaled(start), torch.zeros_like(weight)
+        units of the spectrum in between, as `pull` is."""
+        rho, sparse = self.penalty, spectrum.scaled(start)
+        dual, free = torch.zeros_like(pull), torch.empty_like(pull)
         inverse, seen = spectrum.inverse(rho), sparse != 0
         for step in range(1, self.steps + 1):
-            near = (sparse - dual).mul_(rho).add_(aim)
-            free = near @ inverse + dual  # fits the outputs, near the sparse copy
+            near = torch.sub(sparse, dual, out=sparse).mul_(rho).add_(pull)
+            torch.matmul(near, inverse, out=free).add_(dual)  # fits the outputs, near the sparse
             pruned = prune_rows(free.abs(), pattern, per_row=False)
-            sparse = free.masked_fill(pruned, 0)  # nearest sparse weights
-            dual = free - sparse
+            sparse.copy_(free).masked_fill_(pruned, 0)  # nearest sparse weights
+            torch.sub(free, sparse, out=dual)
             if step % self.every == 0:
                 mask = ~pruned
                 still = Later((mask ^ seen).sum() <= self.tolerance * mask.sum())

@@ -49,14 +49,16 @@ class ALPS(Method):
     refit_steps: Annotated[int, ">= 0"] = 10
     name = "alps"
     products = 2 * (40 + 12 + 10)
-    squares, copies = 5, 8  # as ADMM's
+    squares, copies = 3, 8  # as ADMM's
     needs = (GRAM, NORMS)
 
     def solve(self, weight: Tensor, stats: Statistics, pattern: Pattern) -> Solution:
         """Mask and weights [r, c]."""
+        spectrum = stats.cached(("spectrum", self.damp), lambda: Spectrum(self._hessian(stats)))
+        pull = spectrum.pull(weight, self._hessian(stats))
+        sparse, mask = self._iterate(weight, pull, spectrum, pattern)
+        del spectrum, pull  # room for the Hessian, which was not held meanwhile
         hessian = stats.cached(("hessian", self.damp), lambda: self._hessian(stats))
-        spectrum = stats.cached(("spectrum", self.damp), lambda: Spectrum(hessian))
-        sparse, mask = self._iterate(weight, hessian, spectrum, pattern)
         kept = refit(weight, sparse, mask, hessian, steps=self.refit_steps, tolerance=0.0)
         return Solution(kept, mask, damp=self.damp, tries=1, refitted=True)
 
@@ -68,14 +70,14 @@ class ALPS(Method):
         return hessian
 
     def _iterate(
-        self, weight: Tensor, hessian: Tensor, spectrum: Spectrum, pattern: Pattern
+        self, weight: Tensor, pull: Tensor, spectrum: Spectrum, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
-        aim, dense, rho = spectrum.pull(weight, hessian), spectrum.scaled(weight), self.penalty
+        dense, rho = spectrum.scaled(weight), self.penalty
         seen, moved = _largest(dense, pattern), False
         sparse = first = dense * seen
         dual, inverse = torch.zeros_like(dense), spectrum.inverse(rho)
         for step in range(1, self.iterations + 1):
-            free = (aim - dual + rho * sparse) @ inverse
+            free = (pull - dual + rho * sparse) @ inverse
             shifted = free + dual / rho
             mask = _largest(shifted, pattern)
             sparse = shifted * mask

@@ -243,7 +243,10 @@ class Method:
     def _target(self, weight: Tensor, stats: Statistics) -> Tensor:
         if stats.cross is None:
             return weight
-        return regression(weight, stats.target_cross(weight), stats)
+        outputs = stats.target_cross(weight)
+        if not stats.shared:
+            del stats.cross, stats.drift  # as large as the Gram matrix, and read no more
+        return regression(weight, outputs, stats)
 
     def _refitted(self, target: Tensor, solution: Solution, stats: Statistics) -> Solution:
         if not self.refit or solution.refitted:

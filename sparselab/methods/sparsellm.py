@@ -170,6 +170,7 @@ class SparseLLM(Method):
                 weight, share = ffn.weight[role], shares[role]
                 now[role] = self._step(role, weight, aim, inputs, share, ffn, now.get(role))
             aims.clear()  # `update` gives the next ones
+            del aim
             hidden, outputs = ffn.hidden_statistics(_weights(now))
             weight, share = ffn.weight["down"], shares["down"]
             now["down"] = self._step("down", weight, outputs, hidden, share, ffn, now.get("down"))

@@ -9,7 +9,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..runtime.memory import return_memory, trim_host_memory
+from ..runtime.memory import return_large_pieces, return_memory, trim_host_memory
 from ..runtime.transfer import Sender, Sent
 from .architecture import blocks_of, family_of, model_name, replaced_blocks
 from .blockwise import compare_blockwise, kinds_of_blocks
@@ -27,6 +27,7 @@ class BlockReader:
     """
 
     def __init__(self, name: str | Path, dtype: torch.dtype | None, device: torch.device):
+        return_large_pieces()
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
         self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks
@@ -51,6 +52,16 @@ class BlockReader:
         self.model.load_state_dict(self.checkpoint.read(used), strict=False, assign=True)
         with naming_device_errors(self.checkpoint.name, self.device):
             _move_outside(self.model, self.blocks, self.device)
+
+    def release_outside(self) -> None:
+        """Free it again, as the rest reads blocks only. Zeros stand there that take no memory: how
+        windows are masked can still be asked of the model."""
+        for key, like in self.outside.items():
+            zero = torch.zeros((), dtype=like.dtype, device=self.device)
+            if key not in self.own_head:
+                _put(self.model, key, zero.expand(like.shape))
+        self.model.tie_weights()  # else a head that is the embeddings would keep them
+        return_memory()
 
     def load(self, layer: int, then: int | None = None) -> nn.Module:
         """The dense block on the device; the next one, or `then`, if there is such a block, is

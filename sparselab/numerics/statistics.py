@@ -53,6 +53,7 @@ class Statistics:
         self.drift: Tensor | None = None
         self.samples: list[Tensor] = []
         self._cache: dict = {}
+        self._ridges: dict[float, Tensor] = {}  # what `hessian` adds, by damping
         self.shared = True  # by several matrices: what is made of it is kept for the next
 
     @classmethod
@@ -74,6 +75,7 @@ class Statistics:
         residual stream less the present one; `weights` [..., seqlen] how much a token's squared
         error counts, which DSnoT's means and variances cannot heed.
         """
+        self._ridges.clear()
         if self.sums is not None:
             self._add_moments(x.detach().float())
         elif weights is not None:
@@ -131,9 +133,11 @@ class Statistics:
         mean, as `inverse_factor` does, so that H is positive definite. damp: None = `damping`."""
         damp = self.damping if damp is None else damp
         hessian = self.gram / self.tokens
-        dead = self.gram.diagonal() == 0
-        mean = live_mean(hessian.diagonal(), dead)
-        hessian.diagonal().add_(damp * mean + mean * dead)
+        if damp not in self._ridges:  # kept: the choice of the live inputs stops a GPU
+            dead = self.gram.diagonal() == 0
+            mean = live_mean(hessian.diagonal(), dead)
+            self._ridges[damp] = damp * mean + mean * dead
+        hessian.diagonal().add_(self._ridges[damp])
         return hessian
 
     def finish(self, name: str) -> "Statistics":
