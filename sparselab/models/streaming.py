@@ -9,7 +9,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from ..errors import SparselabError
-from ..runtime.memory import return_large_pieces, return_memory, trim_host_memory
+from ..runtime.memory import return_memory, trim_host_memory
 from ..runtime.transfer import Sender, Sent
 from .architecture import blocks_of, family_of, model_name, replaced_blocks
 from .blockwise import compare_blockwise, kinds_of_blocks
@@ -27,7 +27,6 @@ class BlockReader:
     """
 
     def __init__(self, name: str | Path, dtype: torch.dtype | None, device: torch.device):
-        return_large_pieces()
         self.checkpoint, self.device = Checkpoint(name), device
         self.model = self.checkpoint.skeleton(dtype)
         self.blocks, self.prefix = blocks_of(self.model), family_of(self.model).blocks

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from ..runtime.memory import trim_host_memory
+
 ROWS = 1024  # of an inverse that are made at a time
+LARGE = 32 * 2**20  # bytes of a matrix
 
 
 class Spectrum:
@@ -22,6 +25,8 @@ class Spectrum:
     """
 
     def __init__(self, hessian: Tensor):
+        if hessian.device.type == "cpu" and hessian.nbytes > LARGE:
+            trim_host_memory()  # LAPACK takes twice as much beside it
         self.norms = hessian.diagonal().sqrt()  # [c], the diagonal of S^-1
         columns = hessian.mT  # the same numbers, in the order in which LAPACK works in place
         columns.div_(self.norms).div_(self.norms[:, None])

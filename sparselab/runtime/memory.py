@@ -161,16 +161,6 @@ def trim_host_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def return_large_pieces() -> None:
-    """From here on glibc returns pieces of 2 MB and more as soon as they are freed. By itself it
-    learns to keep those of up to 32 MB, and what fits into no gap takes new memory: 0.2 GB of 2.2
-    in a run of bench/host_peak.py."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-            libc.mallopt(parameter, 2 * 2**20)
-
-
 def peak_bytes(device: torch.device) -> int:
     """The most memory held so far: by torch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":
