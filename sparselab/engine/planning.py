@@ -34,7 +34,7 @@ TURNS = (
     ("solver", "statistics", "feed-forward variables"),
     ("reconstruction", "reconstruction's targets"),
     ("before the blocks", "gradients", "inputs of all blocks"),
-    ("output head, copied",),
+    ("before the blocks", "output head, copied"),
 )
 
 

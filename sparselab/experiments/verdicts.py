@@ -8,6 +8,7 @@ decided, and not the other way round.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 from ..runtime.files import ROOT
 from ..viz import label_of
 from .figures.recorded import sizes_table
-from .figures.zeroshot import paired
+from .figures.zeroshot import distance, right_answers
 from .profiles import PROFILES
 from .registry import entry
 from .results import read
@@ -282,16 +283,29 @@ def _outliers() -> tuple[str, str]:
 
 
 def _zeroshot() -> tuple[str, str]:
+    """Every two methods, the one of lower perplexity first, as both tables have them."""
     table = recorded("figures/zeroshot-smollm2-135m.csv")
-    means, errors = paired(table)
-    pruned = means.drop("dense").sort_values(ascending=False)
-    best, worst = pruned.index[0], pruned.index[-1]
-    gap, error = pruned[best] - pruned[worst], errors[worst]
-    verdict = HELD if gap > DOUBT * error else PARTLY
-    items = table[table.method == best]["items"].sum()
+    first = table.iloc[0]
+    same = recorded("smollm2.csv").query(
+        "pattern == @first.pattern and text == 'demo' and seed == @first.seed"
+        " and samples == @first.samples and seqlen == @first.seqlen"
+    )
+    perplexity = same.groupby("method").perplexity.first().sort_values()
+    right = right_answers(table)
+    ordered = [method for method in perplexity.index if method in right]
+    agree, against, words = 0, 0, []
+    for better, worse in (pairs := list(combinations(ordered, 2))):
+        gap, error = distance(right[better], right[worse])
+        agree, against = agree + (gap > DOUBT * error), against + (gap < -DOUBT * error)
+        if abs(gap) > DOUBT * error:
+            words.append(
+                f"{label_of(better)} - {label_of(worse)} {100 * gap:+.1f} ± {100 * error:.1f}"
+            )
+    verdict = (HELD if agree > len(pairs) / 2 and not against else PARTLY) if agree else NOT
+    shares = [f"{label_of(method)} {100 * right[method].mean():.1f}" for method in ordered]
     return verdict, (
-        f"smollm2-135m, {table.pattern.iloc[0]}, {items} items: {label_of(best)}"
-        f" {100 * gap:.1f} ± {100 * error:.1f} points above {label_of(worst)}"
+        f"smollm2-135m, {first.pattern}, {len(right[first.method])} items, % right, from the lowest"
+        f" perplexity up: {', '.join(shares)}; decided: {'; '.join(words)}"
     )
 
 

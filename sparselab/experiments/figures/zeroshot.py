@@ -124,14 +124,25 @@ def _sentence(table: pd.DataFrame) -> str:
     )
 
 
+def right_answers(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Whether each method answers each item of all tasks right, 0. or 1., by method."""
+    return {
+        method: (np.array(list("".join(rows.right))) == "y").astype(float)
+        for method, rows in table.groupby("method", sort=False)
+    }
+
+
 def paired(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """The share of all items that each method answers right, and the standard error of its
     distance from the best pruned one, item by item."""
-    right = {
-        method: np.array(list("".join(rows.right))) == "y"
-        for method, rows in table.groupby("method", sort=False)
-    }
+    right = right_answers(table)
     means = pd.Series({method: answers.mean() for method, answers in right.items()})
-    best = right[means.drop("dense", errors="ignore").idxmax()].astype(float)
-    errors = {method: (best - got).std(ddof=1) / len(best) ** 0.5 for method, got in right.items()}
+    best = means.drop("dense", errors="ignore").idxmax()
+    errors = {method: distance(right[best], got)[1] for method, got in right.items()}
     return means, pd.Series(errors)
+
+
+def distance(answers: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """By how much the first is more often right on the same items, and the standard error."""
+    differences = answers - others
+    return differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
