@@ -46,7 +46,8 @@ sweep --model smollm2-135m --samples 128 --seqlen 512 --windows 24 --texts demo,
 # Three calibration seeds for the claims.
 sweep $BOOKS --texts "$HELDOUT,wikitext2" --sparsities 0.7,0.8 --seeds 0,1,2 --out seeds.csv \
   --methods "sparsegpt,admm,sparsellm,admm:guided"
-sweep $SMOLLM2 --texts demo --sparsities 0.7 --seeds 0,1,2 --methods sparsegpt,sparsellm --out seeds.csv
+sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7 --seeds 0,1,2 --out seeds.csv \
+  --methods "sparsegpt,sparsellm,admm:guided"
 
 # Other divisions of the zeros, and training end to end after the recommended call.
 python beyond.py divisions
