@@ -106,7 +106,9 @@ def test_a_block_read_ahead_keeps_the_dtype_of_its_file(folder, windows, tmp_pat
     same(weights(tmp_path / "out"), dict(whole.state_dict()))
 
 
-def test_after_the_first_block_the_embeddings_take_no_memory(folder, windows, tmp_path):
+def test_after_the_first_block_the_embeddings_take_no_memory(
+    folder, windows, tmp_path, monkeypatch
+):
     sizes, real = [], streaming.StreamedBlocks.load
 
     def load(self, layer, *args, **kwargs):
@@ -114,11 +116,8 @@ def test_after_the_first_block_the_embeddings_take_no_memory(folder, windows, tm
         sizes.append((weight.untyped_storage().nbytes(), weight.numel() * weight.element_size()))
         return real(self, layer, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming.StreamedBlocks, "load", load)
-        sl.prune(
-            folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False
-        )
+    monkeypatch.setattr(streaming.StreamedBlocks, "load", load)
+    sl.prune(folder, windows, method="wanda", sparsity=0.5, out=tmp_path / "out", progress=False)
     assert sizes[0][0] == sizes[0][1]  # before the first block
     assert all(held <= 8 for held, _ in sizes[-2:])
 

@@ -293,15 +293,17 @@ def _zeroshot() -> tuple[str, str]:
     perplexity = same.groupby("method").perplexity.first().sort_values()
     right = right_answers(table)
     ordered = [method for method in perplexity.index if method in right]
-    agree, against, words = 0, 0, []
-    for better, worse in (pairs := list(combinations(ordered, 2))):
+    pairs, decided = list(combinations(ordered, 2)), {}
+    for better, worse in pairs:
         gap, error = distance(right[better], right[worse])
-        agree, against = agree + (gap > DOUBT * error), against + (gap < -DOUBT * error)
         if abs(gap) > DOUBT * error:
-            words.append(
-                f"{label_of(better)} - {label_of(worse)} {100 * gap:+.1f} ± {100 * error:.1f}"
-            )
-    verdict = (HELD if agree > len(pairs) / 2 and not against else PARTLY) if agree else NOT
+            decided[better, worse] = gap, error
+    agree = sum(gap > 0 for gap, _ in decided.values())
+    verdict = HELD if agree == len(decided) > len(pairs) / 2 else PARTLY if agree else NOT
+    words = [
+        f"{label_of(better)} - {label_of(worse)} {100 * gap:+.1f} ± {100 * error:.1f}"
+        for (better, worse), (gap, error) in decided.items()
+    ]
     shares = [f"{label_of(method)} {100 * right[method].mean():.1f}" for method in ordered]
     return verdict, (
         f"smollm2-135m, {first.pattern}, {len(right[first.method])} items, % right, from the lowest"
