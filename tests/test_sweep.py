@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 
 import sparselab as sl
@@ -15,6 +16,7 @@ from sparselab.experiments.results import append, read, rows_matching
 from sparselab.experiments.sweep import METHODS, Sweep
 from sparselab.experiments.tables import claims
 from sparselab.methods.registry import named_method
+from sparselab.runtime import memory
 
 SMALL = Sweep("opt-mini", samples=2, seqlen=32, windows=2)
 BOOKS = Sweep(
@@ -76,6 +78,16 @@ def test_a_sweep_is_resumed_and_its_rows_are_complete(tmp_path):
     )
     assert len(more) == 2  # nothing is run twice
     assert pd.read_csv(file).sparsity.between(0.49, 0.51).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")
+def test_a_rows_memory_is_that_of_its_own_job(tmp_path):
+    held = memory.reset_peak(torch.device("cpu"))
+    large = torch.ones(250_000_000)  # 1 GB, of something earlier
+    assert memory.peak_bytes(large.device) > held + 9e8
+    del large
+    rows = SMALL.run(tmp_path / "sweep.csv", ["magnitude"], ["0.5"], progress=False)
+    assert rows.peak_mib.item() * 2**20 < held + 5e8
 
 
 def test_other_windows_samples_and_files_are_other_rows(tmp_path):

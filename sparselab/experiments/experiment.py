@@ -22,6 +22,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.loading import revision, tokenizer_of
 from ..models.packed import sizes
 from ..patterns import Pattern
+from ..runtime.memory import reset_peak
 from .results import complete_lines, machine, name_of, read, read_from, rows_matching
 
 UNPRUNED = Report(  # what a pruning that does nothing would say
@@ -80,9 +81,11 @@ class Experiment:
         then the model need have no weights."""
         if isinstance(method, str):
             method = named_method(method, family_of(model).name)
+        windows = self.calibration(model, seed)
+        reset_peak(torch.device("cpu"))  # what an earlier job held is not of this row
         return prune(
             self.model if self.stream else model,
-            self.calibration(model, seed),
+            windows,
             method=method,
             sparsity=pattern,
             layers=self.layers,
