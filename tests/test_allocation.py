@@ -405,7 +405,7 @@ def test_evolution_of_linears_is_repeatable_and_no_worse(family, more, restored,
 def test_every_method_prunes_at_levels(family, method, more, restored):
     """Zeros as asked, at 0 the dense matrix, the first block as sl.prune leaves it."""
     model = restored(TINY[family]())
-    method = evolution._matrix_method(method)
+    method = evolution._matrix_method(method, "OPT")
     patterns = evolution._patterns(0.25, 1, 0.25)
     weights = evolution._prune_at_levels(model, more, method, patterns, False)
     linears = sl.linears_of(model)

@@ -292,7 +292,10 @@ def test_sweep_and_its_tables(tmp_path, capsys):
     assert "share of SparseGPT's" in capsys.readouterr().out
     assert main(["tables", "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "| sparsegpt | **" in printed and "calibration 4 x 64 tokens of demo" in printed
+    assert (
+        "| sparsegpt | **" in printed
+        and "calibration 4 x 64 tokens of the demo's web pages" in printed
+    )
     assert (tmp_path / "tables.md").read_text() == printed
 
 

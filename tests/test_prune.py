@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -510,3 +511,15 @@ def test_no_warnings_on_a_sound_model(tiny, windows):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(tiny, windows)
+
+
+def test_a_method_may_be_written_as_tables_write_it(tiny, windows):
+    """A preset of the model's family, a hyper-parameter, and a switch of the call beside them."""
+    name = "sparsellm:published;epochs=1"
+    family = sl.family_of(tiny).name
+    expected = replace(sl.SparseLLM.published(family, epochs=1), in_order=True)
+    assert run(tiny, windows, name, in_order=True).settings["method"] == str(expected)
+    planned = sl.plan(tiny, name, 2, 8, measure=False)
+    assert str(sl.SparseLLM.published(family, epochs=1)) in repr(planned)
+    with pytest.raises(SparselabError, match="Did you mean 'admm'"):
+        run(tiny, windows, "adm:guided")

@@ -107,7 +107,7 @@ def evolve(
     by the same number of weights, 64 offspring are measured on 2 048, 16 384 and 65 536 tokens, and
     there are hundreds of generations.
     """
-    target, method = as_fraction(sparsity), _matrix_method(method)
+    target, method = as_fraction(sparsity), _matrix_method(method, family_of(model).name)
     patterns = _patterns(target, levels, step)
     calibration, judged = split_windows(model, windows, held_out)
     linears, units = linears_of(model), _units(model, unit)
@@ -129,9 +129,9 @@ def evolve(
     return {key: patterns[level].sparsity for key, level in zip(units, found, strict=True)}
 
 
-def _matrix_method(method: str | Method) -> Method:
+def _matrix_method(method: str | Method, family: str) -> Method:
     """The method, as it prunes a matrix on its own."""
-    method = find_method(method)
+    method = find_method(method, family)
     if method.allocates:
         raise SparselabError(
             f"{method} divides the zeros among the matrices itself, so there is nothing to search"

@@ -15,7 +15,7 @@ from ..engine.pruning import prune
 from ..methods.base import Method
 from ..methods.parameters import checked
 from ..methods.registry import find_method
-from ..models.architecture import blocks_of, dense_weights, linears_of, restore
+from ..models.architecture import blocks_of, dense_weights, family_of, linears_of, restore
 from .scores import HIGHEST, DenseReference, HeldOut, as_fraction, split_windows
 
 FINEST = 1 / 20  # of the widest slope: nearer to the best one no other is tried
@@ -79,7 +79,8 @@ def by_depth(
     arithmetic progression, and try about nine common differences above 0 by the perplexity. Here it
     may fall as well, and trials follow from those before them.
     """
-    target, method = as_fraction(sparsity), replace(find_method(method), divide=False)
+    method = replace(find_method(method, family_of(model).name), divide=False)
+    target = as_fraction(sparsity)
     calibration, judged = split_windows(model, windows, held_out)
     depths = centred_depths(model)
     limit = widest_slope(depths, target, widest)

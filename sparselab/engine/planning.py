@@ -203,7 +203,8 @@ def plan(
         model = model.config
     config = model if isinstance(model, PretrainedConfig) else config_of(str(model))
     dtype = dtype or (torch.float32 if device.type == "cpu" else config.dtype or torch.float16)
-    shape, method = Shape.of(config), find_method(method)
+    shape = Shape.of(config)
+    method = find_method(method, shape.family.name)
     size, tokens = torch.empty((), dtype=dtype).element_size(), samples * seqlen
     name = (
         getattr(config, "name_or_path", "") if isinstance(model, PretrainedConfig) else str(model)

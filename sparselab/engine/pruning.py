@@ -87,7 +87,8 @@ def prune(
     calibration : LongTensor of shape (samples, seqlen)
         Token ids, see `sl.calibration`.
     method : str or Method
-        A name, such as 'wanda', or an instance, such as ``sl.SparseGPT(damp=0.1)``.
+        A name, such as 'wanda'; with a preset or hyper-parameters, as the tables write it, such as
+        'admm:guided' or 'wanda:refit=True'; or an instance, such as ``sl.SparseGPT(damp=0.1)``.
     sparsity : float, str or Mapping
         A fraction of zeros such as 0.7, or 'n:m', n zeros in every m consecutive inputs; or one of
         them for each block (by number) or linear (by its full name), such as `sl.owl` and
@@ -149,9 +150,8 @@ def prune(
     started = time.perf_counter()
     given = {"refit": refit, "targets": targets, "in_order": in_order, "fisher": fisher}
     given |= {"divide": divide, "reconstruct": reconstruct}
-    method = replace(
-        find_method(method), **{name: value for name, value in given.items() if value is not None}
-    )
+    switches = {name: value for name, value in given.items() if value is not None}
+    replace(find_method(method), **switches)  # what is wrong is said before a file is read
     pattern = (Allocation if isinstance(sparsity, (Mapping, Allocation)) else Pattern).parse(
         sparsity
     )
@@ -159,7 +159,7 @@ def prune(
         naming_memory_errors("prune this model", FEWER),
         closing(_source(model, out, dtype, device, dry_run)) as source,
     ):
-        run = _prepare(source, calibration, method, pattern, layers, modules)
+        run = _prepare(source, calibration, method, switches, pattern, layers, modules)
         run.error_rows = ERROR_ROWS if source.streamed and not exact_errors else None
         if dry_run:
             return dry_run_one_block(run, batch, offload)
@@ -193,7 +193,8 @@ def _source(
 def _prepare(
     source: InMemoryBlocks | StreamedBlocks,
     calibration: LongTensor,
-    method: Method,
+    method: str | Method,
+    switches: dict,
     pattern: Pattern | Allocation,
     layers,
     modules,
@@ -202,6 +203,7 @@ def _prepare(
     model = source.model
     check_ready(model)
     family, count = family_of(model), len(blocks_of(model))
+    method = replace(find_method(method, family.name), **switches)
     check_rows(model, calibration, "the calibration")
     chosen = _chosen_layers(layers, count)
     linears = _chosen_linears(model, chosen, modules)

@@ -34,6 +34,7 @@ NAMED_BY = {"divisions.csv": "division", "distil.csv": "stage"}  # where not by 
 # What a table must not mix.
 SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]
 DIGITS, SHARE_DIGITS = 3, 2  # what survives a change of machine, or nearly
+DEMO = {"calibration": "the demo's web pages", "text": "the demo's Wikipedia articles"}
 SEEDS = "seeds.csv"  # few cells, three seeds: what claims rest on
 
 
@@ -93,7 +94,8 @@ def by_seed(file: Path) -> str:
     lines = [["model", "calibration", "text", "pattern", "seeds", *methods]]
     for setting, rows in shares.groupby(keys, sort=False):
         model, calibration, samples, seqlen, text, windows, pattern = setting
-        windows_of = [f"{samples} x {seqlen} of {calibration}", f"{text}, {windows} windows"]
+        read_from, judged_by = _read("calibration", calibration), _read("text", text)
+        windows_of = [f"{samples} x {seqlen} of {read_from}", f"{judged_by}, {windows} windows"]
         spreads = [_spread(rows[method]) for method in methods]
         lines.append([model, *windows_of, pattern, len(rows), *spreads])
     return (
@@ -126,12 +128,18 @@ def _spread(values: pd.Series) -> str:
     return spread + (")" if known == len(values) else f"; {known} of {len(values)} seeds)")
 
 
+def _read(role: str, name: str) -> str:
+    """What a text is called, where one name stands for two."""
+    return DEMO[role] if name == "demo" else name
+
+
 def _caption(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
+    text, calibration = _read("text", first.text), _read("calibration", first.calibration)
     return (
-        f"**{first.model}**, perplexity on {first.text} (first {first.windows} windows of"
+        f"**{first.model}**, perplexity on {text} (first {first.windows} windows of"
         f" {first.seqlen} tokens; dense {significant(first.dense, DIGITS)}); calibration"
-        f" {first.samples} x {first.seqlen} tokens of {first.calibration}; {made_on(rows)}"
+        f" {first.samples} x {first.seqlen} tokens of {calibration}; {made_on(rows)}"
     )
 
 

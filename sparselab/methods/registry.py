@@ -20,13 +20,17 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def find_method(method: "str | Method") -> Method:
-    """A method by name with its default hyper-parameters, or the instance itself.
+def find_method(method: "str | Method", family: str = "OPT") -> Method:
+    """A method by name, or the instance itself.
 
     Parameters
     ----------
     method : str or Method
-        A key of `METHODS`, such as 'wanda', or an instance, such as ``sl.SparseGPT(damp=0.1)``.
+        A key of `METHODS`, such as 'wanda', with a preset or hyper-parameters after it as
+        `named_method` takes them, such as 'admm:guided'; or an instance, such as
+        ``sl.SparseGPT(damp=0.1)``.
+    family : str
+        'OPT' or 'LLaMA': SparseLLM's presets differ between them.
 
     Returns
     -------
@@ -39,6 +43,8 @@ def find_method(method: "str | Method") -> Method:
     """
     if isinstance(method, Method):
         return method
+    if isinstance(method, str) and ":" in method:
+        return named_method(method, family)
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
     raise SparselabError(
