@@ -1,6 +1,7 @@
 """One figure style, and the figures that several places share. Every figure comes with a sentence
 that says its data."""
 
+import textwrap
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path as FilePath
@@ -104,7 +105,8 @@ def show(figure: Figure, alt: str) -> None:
 
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
-    print(f"Figure: {alt}")
+    # In lines of a cell's width: JupyterLab breaks longer ones in the middle of a word.
+    print(textwrap.fill(f"Figure: {alt}", 88, break_long_words=False, break_on_hyphens=False))
 
 
 FORMATS = ("png", "svg", "pdf")

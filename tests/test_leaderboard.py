@@ -337,7 +337,7 @@ def test_the_board_shows_the_best_of_each_name_within_the_time(capsys, monkeypat
     capsys.readouterr()
     board._rows.clear()  # another kernel
     course.leaderboard(model="tiny", minutes=1)
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert said.count("mine") == 1 and "other" in said and "slow" not in said
     assert "worked (recorded)" in said and "at least 70 % zeros" in said
     course.leaderboard(model="tiny", minutes=2)

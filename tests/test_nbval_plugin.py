@@ -12,7 +12,7 @@ import pytest
 from nbformat import v4, write
 from nbval.plugin import get_sanitize_patterns
 
-from tools.compare import Approximate, Tolerance, deviations, same
+from tools.compare import Approximate, Tolerance, deviations, folded, same
 
 CONFIG = Path(__file__).with_name("nbval_sanitize.cfg")
 
@@ -244,6 +244,14 @@ def test_not_close(left, right):
 def test_metadata_state_the_tolerance(metadata, left, right, equal):
     """Of a cell or a notebook: tighter for exact arithmetic, wider for counts of masks."""
     assert same(left, right, Tolerance().updated(metadata)) == equal
+
+
+def test_where_the_lines_of_a_figures_sentence_end_says_nothing():
+    """Nothing else is folded, and a duration may be cut in two by a line's end."""
+    text = "a 1.5\nb\nFigure: dense 9.99, pruned\n12.5 in 3\ns\n\nc\nd"
+    assert folded(text) == "a 1.5\nb\nFigure: dense 9.99, pruned 12.5 in 3 s\n\nc\nd"
+    assert folded(text) == folded(text.replace("pruned\n12.5", "pruned 12.5"))
+    assert folded("no Figure: 1\n2") == "no Figure: 1\n2"
 
 
 def test_deviations_are_measured():

@@ -7,7 +7,8 @@ cent. So:
 
 - A number printed as `a ± b` may move by b; b itself by a third.
 - Any other decimal may move by 2 % (`DECIMALS`), and always by one unit of its last printed place.
-- Integers and all other text are exact.
+- Integers and all other text are exact, but for where the lines of a figure's sentence end
+  (`folded`): a number of another length moves that.
 
 A cell, or a whole notebook, says otherwise in its metadata: `"tolerance": 0.001` for its decimals,
 or `{"decimals": 0.05, "integers": 0.1}` where counts depend on which weights were pruned,
@@ -33,6 +34,8 @@ NUMBER = re.compile(rf" *{NOT_IN_A_WORD}(?:{DECIMAL}|{BESIDE})")
 # With integers: 7 and 1024, not the 2 of 2:4, of layers.2 or of v2.
 INTEGER = rf"\d+(?![\w:.-]|\s?:\d){NO_MORE}"
 NUMBER_OR_INTEGER = re.compile(rf" *(?<!:){NOT_IN_A_WORD}(?:{DECIMAL}|{BESIDE}|{INTEGER})")
+
+FIGURE = re.compile(r"^Figure: .+(?:\n.+)*", re.MULTILINE)  # where its lines end says nothing
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class Deviation:
     relative: float
     sigmas: float | None
     allowed: bool
+
+
+def folded(text: str) -> str:
+    """A text with each figure's sentence on one line."""
+    return FIGURE.sub(lambda found: " ".join(found[0].split()), text)
 
 
 def deviations(stored: str, new: str, tolerance: Tolerance | None = None) -> list[Deviation] | None:

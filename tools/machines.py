@@ -30,7 +30,7 @@ from nbval.plugin import get_sanitize_patterns
 from tqdm import tqdm
 
 from tools import KERNEL_ENVIRONMENT
-from tools.compare import Deviation, Tolerance, deviations
+from tools.compare import Deviation, Tolerance, deviations, folded
 from tools.execute_notebooks import run
 
 CAPABILITIES, THREADS = ("default", "avx2", "avx512"), (1, 2)
@@ -156,7 +156,7 @@ def _printed(cell: NotebookNode, patterns: list[tuple[str, str]]) -> str:
         out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stdout"
     )
     texts = [out.data["text/plain"] for out in cell.outputs if "text/plain" in out.get("data", {})]
-    text = "\n".join([streams, *texts])
+    text = folded("\n".join([streams, *texts]))
     for pattern, replacement in patterns:
         text = re.sub(pattern, replacement, text)
     return text

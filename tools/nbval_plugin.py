@@ -36,7 +36,7 @@ from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 from tools import KERNEL_ENVIRONMENT
-from tools.compare import Approximate, Tolerance
+from tools.compare import Approximate, Tolerance, folded
 
 OUTPUT_TIMEOUT = 60  # seconds
 NOT_COMPARED = (
@@ -95,7 +95,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         sanitize = item.sanitize
         tolerance = Tolerance().updated(item.parent.nb.metadata).updated(item.cell.metadata)
         item.sanitize = lambda text: (
-            Approximate.of(sanitize(text), tolerance) if isinstance(text, str) else text
+            Approximate.of(sanitize(folded(text)), tolerance) if isinstance(text, str) else text
         )
         item.output_timeout = OUTPUT_TIMEOUT
 
