@@ -106,7 +106,9 @@ def show(figure: Figure, alt: str) -> None:
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
     # In lines of a cell's width: JupyterLab breaks longer ones in the middle of a word.
-    print(textwrap.fill(f"Figure: {alt}", 88, break_long_words=False, break_on_hyphens=False))
+    glued = f"Figure: {alt}".replace(" ± ", "\N{NBSP}±\N{NBSP}").replace(" %", "\N{NBSP}%")
+    lines = textwrap.fill(glued, 88, break_long_words=False, break_on_hyphens=False)
+    print(lines.replace("\N{NBSP}", " "))
 
 
 FORMATS = ("png", "svg", "pdf")

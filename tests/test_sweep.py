@@ -26,7 +26,7 @@ BOOKS = Sweep(
 SMOLLM2 = Sweep("smollm2-135m", samples=16, seqlen=512, texts=("demo", "wikitext2"), windows=24)
 THREE = replace(BOOKS, texts=("books-heldout.txt.xz", "wikitext2", "demo"))
 RECORDED = {  # the sweeps of bench/sweeps.sh, and how many rows their tables hold
-    "opt-mini": (BOOKS, 468),
+    "opt-mini": (BOOKS, 488),
     "ablation": (replace(BOOKS, texts=BOOKS.texts[:1]), 15),
     "few-tokens": (Sweep(samples=8, windows=32), 7),
     "seeds": (replace(BOOKS, texts=BOOKS.texts[:2]), 48),
