@@ -134,6 +134,9 @@ def test_half_the_layers_is_another_protocol(tmp_path):
     assert table.layers_pruned.tolist() == ["first half"] and "first half of the layers" in alt
     with pytest.raises(SparselabError, match="all layers"):
         figure("sparsity", profile=TINY, folder=tmp_path, layers="0:3")
+    options = {"methods": ("magnitude",), "patterns": ("0.5",), "layers": range(2)}
+    few, _, alt = figure("sparsity", profile=TINY, folder=tmp_path, progress=False, **options)
+    assert few.layers_pruned.tolist() == ["blocks 0 to 1"] and "blocks 0 to 1" in alt
     ours = table.assign(text="wikitext2", model="facebook/opt-125m", method="wanda", pattern="0.8")
     with pytest.raises(SparselabError, match="layers pruned: first half here, all there"):
         sl.overlay(ours)

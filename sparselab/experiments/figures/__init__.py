@@ -89,7 +89,8 @@ def figure(
     progress : bool
         Show progress bars.
     **changes
-        Other fields of the profile, such as model='facebook/opt-1.3b' or layers='first half'.
+        Other fields of the profile, such as model='facebook/opt-1.3b', layers='first half'
+        or layers=range(2).
 
     Returns
     -------
@@ -104,9 +105,10 @@ def figure(
         For a name that is not there, and where the table is of something else.
     """
     name, chosen = named_figure(name, profile, **changes)
-    if chosen.layers not in (None, "first half"):
+    if chosen.layers not in (None, "first half") and not isinstance(chosen.layers, range):
         raise SparselabError(
-            f"layers={chosen.layers!r}: a figure prunes all layers (None) or the 'first half'."
+            f"layers={chosen.layers!r}: a figure prunes all layers (None), the 'first half', or a"
+            " range of them."
         )
     file = table_file(name, chosen, folder)
     if folder is None:
