@@ -5,10 +5,12 @@ What can break at the paper's size breaks here: streaming, shapes, columns, draw
 mean nothing, for the weights are random and the calibration is two short windows. With --blocks
 only so many of the 12 blocks are pruned, the first ones, and all are streamed and scored; without
 it, as many as the paper pruned, which takes hours on one core. The list of what ran, with seconds,
-is written to bench/paper_shapes.md. Broken off, it goes on in the same --work folder.
+is written to bench/paper_shapes.md. Broken off, it goes on in the same --work folder, where entries
+that ran to their end are not run again. The zero-shot entries need SPARSELAB_DATA.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 import sparselab as sl
 from sparselab.errors import SparselabError
 from sparselab.experiments.figures import FIGURES, figure, named_figure
-from sparselab.experiments.registry import entries
+from sparselab.experiments.registry import Entry, entries
 from sparselab.experiments.tables import as_markdown
 from sparselab.models.loading import tokenizer_of
 
@@ -37,6 +39,7 @@ SMALL = {
     "tasks": ("rte", "piqa"),
 }
 FIRST_PATTERNS = 1  # of each entry's
+ENDED = "ran to its end"
 
 
 def random_opt_125m(folder: Path) -> Path:
@@ -50,6 +53,22 @@ def random_opt_125m(folder: Path) -> Path:
     return folder
 
 
+def run(entry: Entry, model: Path, args: argparse.Namespace) -> list:
+    """The list's line of an entry."""
+    patterns = named_figure(entry.name, "paper")[1].patterns[:FIRST_PATTERNS]
+    changes = {**SMALL, "model": str(model), "patterns": patterns}
+    if args.blocks:
+        changes["layers"] = range(args.blocks)
+    started, state = time.perf_counter(), ENDED
+    try:
+        rows = len(
+            figure(entry.name, profile="paper", folder=args.work, progress=False, **changes)[0]
+        )
+    except SparselabError as error:
+        rows, state = 0, f"stopped: {error}"
+    return [entry.name, entry.figure, rows, round(time.perf_counter() - started), state]
+
+
 def main() -> None:
     """Run what is missing, and write the list."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -59,24 +78,18 @@ def main() -> None:
     args = parser.parse_args()
     model = random_opt_125m(args.work / "opt-125m-random")
     lines = [["entry", "figure", "rows", "seconds", "state"]]
+    file = args.work / f"done-{args.blocks or 'all'}.json"  # the same blocks
+    done = json.loads(file.read_text()) if file.exists() else {}
     for entry in entries().values():
         if "paper" not in entry.profiles or not FIGURES[entry.figure].measured:
             continue
-        patterns = named_figure(entry.name, "paper")[1].patterns[:FIRST_PATTERNS]
-        changes = {**SMALL, "model": str(model), "patterns": patterns}
-        if args.blocks:
-            changes["layers"] = range(args.blocks)
-        started = time.perf_counter()
-        try:
-            table, *_ = figure(
-                entry.name, profile="paper", folder=args.work, progress=False, **changes
-            )
-            rows, state = len(table), "ran to its end"
-        except SparselabError as error:
-            rows, state = 0, f"stopped: {error}"
-        seconds = round(time.perf_counter() - started)
-        lines.append([entry.name, entry.figure, rows, seconds, state])
-        print(lines[-1], flush=True)
+        if entry.name not in done:
+            line = run(entry, model, args)
+            print(line, flush=True)
+            if line[-1] == ENDED:
+                done[entry.name] = line
+                file.write_text(json.dumps(done))
+        lines.append(done.get(entry.name) or line)
         pruned = f"the first {args.blocks}" if args.blocks else "as many as the paper pruned"
         title = f"{' '.join(__doc__.split(':')[0].split())}. Blocks pruned: {pruned}."
         args.out.write_text(f"{title}\n\n{as_markdown(lines)}\n", encoding="utf8")
