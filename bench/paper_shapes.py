@@ -83,13 +83,14 @@ def main() -> None:
     for entry in entries().values():
         if "paper" not in entry.profiles or not FIGURES[entry.figure].measured:
             continue
-        if entry.name not in done:
+        line = done.get(entry.name)
+        if line is None:
             line = run(entry, model, args)
             print(line, flush=True)
             if line[-1] == ENDED:
                 done[entry.name] = line
                 file.write_text(json.dumps(done))
-        lines.append(done.get(entry.name) or line)
+        lines.append(line)
         pruned = f"the first {args.blocks}" if args.blocks else "as many as the paper pruned"
         title = f"{' '.join(__doc__.split(':')[0].split())}. Blocks pruned: {pruned}."
         title += " 0 seconds: an entry before it made the same rows."

@@ -221,7 +221,7 @@ def prune(
     if out and os.path.lexists(out):
         raise SparselabError(f"{out} exists already. Choose another --out.")
     named_method(method, "OPT"), sl.Pattern.parse(sparsity)  # wrong ones before minutes pass
-    call = {"sparsity": sparsity, "layers": _layers(layers)}
+    call = {"method": method, "sparsity": sparsity, "layers": _layers(layers)}
     call |= {"offload": offload, "dry_run": dry_run}
     if stream:
         model, tokenizer = options.structure()
@@ -230,7 +230,6 @@ def prune(
         _check_blocks(model, call["layers"], sparsity)
         if out:
             check_room_for(model, out)
-    call["method"] = named_method(method, sl.family_of(model).name)
     windows = sl.calibration(
         tokenizer, calibration, samples=samples, seqlen=options.window(model), seed=seed
     )
@@ -301,9 +300,7 @@ def plan(
     device
         Where to compute: cpu or cuda. Default: cuda where there is one.
     """
-    from .methods.registry import named_method
-
-    print(sl.plan(model, named_method(method, "OPT"), samples, seqlen, device))
+    print(sl.plan(model, method, samples, seqlen, device))
 
 
 def evaluate(

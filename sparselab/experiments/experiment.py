@@ -16,8 +16,6 @@ from ..engine.pruning import prune
 from ..engine.report import Report
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..methods.base import Method
-from ..methods.registry import named_method
-from ..models.architecture import family_of
 from ..models.checkpoint import Checkpoint
 from ..models.loading import revision, tokenizer_of
 from ..models.packed import sizes
@@ -79,8 +77,6 @@ class Experiment:
     ) -> Report:
         """Do one job, in place; from files to the folder `out` where the experiment streams, and
         then the model need have no weights."""
-        if isinstance(method, str):
-            method = named_method(method, family_of(model).name)
         windows = self.calibration(model, seed)
         reset_peak(torch.device("cpu"))  # what an earlier job held is not of this row
         return prune(

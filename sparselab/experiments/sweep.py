@@ -12,8 +12,6 @@ from tqdm.auto import tqdm
 from ..engine.planning import plan
 from ..errors import SparselabError
 from ..methods.registry import named_method
-from ..models.architecture import family_of
-from ..models.checkpoint import config_of, empty_model
 from ..patterns import Pattern
 from .experiment import Experiment
 from .results import append, name_of, read, read_from, rows_matching
@@ -103,10 +101,7 @@ class Sweep(Experiment):
         evaluation not counted."""
         lines, minutes = [], 0.0
         for method, count in Counter(job["method"] for job in jobs).items():
-            family = family_of(empty_model(config_of(self.model))).name
-            expected = plan(
-                self.model, named_method(method, family), self.samples, self.seqlen, offload="cpu"
-            )
+            expected = plan(self.model, method, self.samples, self.seqlen, offload="cpu")
             each = sum(expected.seconds.values()) / 60
             minutes += count * each
             gib = max(expected.total("device"), expected.total("host")) / 2**30

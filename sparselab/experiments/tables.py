@@ -94,7 +94,7 @@ def by_seed(file: Path) -> str:
     lines = [["model", "calibration", "text", "pattern", "seeds", *methods]]
     for setting, rows in shares.groupby(keys, sort=False):
         model, calibration, samples, seqlen, text, windows, pattern = setting
-        read_from, judged_by = _read("calibration", calibration), _read("text", text)
+        read_from, judged_by = _text_name("calibration", calibration), _text_name("text", text)
         windows_of = [f"{samples} x {seqlen} of {read_from}", f"{judged_by}, {windows} windows"]
         spreads = [_spread(rows[method]) for method in methods]
         lines.append([model, *windows_of, pattern, len(rows), *spreads])
@@ -128,14 +128,14 @@ def _spread(values: pd.Series) -> str:
     return spread + (")" if known == len(values) else f"; {known} of {len(values)} seeds)")
 
 
-def _read(role: str, name: str) -> str:
+def _text_name(role: str, name: str) -> str:
     """What a text is called, where one name stands for two."""
     return DEMO[role] if name == "demo" else name
 
 
 def _caption(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    text, calibration = _read("text", first.text), _read("calibration", first.calibration)
+    text, calibration = _text_name("text", first.text), _text_name("calibration", first.calibration)
     return (
         f"**{first.model}**, perplexity on {text} (first {first.windows} windows of"
         f" {first.seqlen} tokens; dense {significant(first.dense, DIGITS)}); calibration"
