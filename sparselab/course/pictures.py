@@ -711,7 +711,7 @@ def zeros_by_matrix(shares: Tensor, kinds: list[str]) -> Figure:
 
 def rungs_of_two_models(panels: dict[str, dict[str, list[float]]]) -> Figure:
     """09: by model and rung, the loss above dense as a share (%) of SparseGPT's, one point for each
-    draw of the calibration windows; the bar is their mean."""
+    draw of the calibration windows; the bar is the first, which all rungs have."""
     counts = [len(rungs) for rungs in panels.values()]
     with viz.style():
         figure, axes = plt.subplots(
@@ -719,12 +719,12 @@ def rungs_of_two_models(panels: dict[str, dict[str, list[float]]]) -> Figure:
         )
         for axis, (title, rungs) in zip(axes, panels.items(), strict=True):
             for place, (name, values) in enumerate(rungs.items()):
-                mean = sum(values) / len(values)
                 key = name.split(",")[0].strip("+ ").lower()
                 colour = viz.STYLES.get(key, viz.STYLES["admm:guided"])[0]
-                axis.barh(place, mean, color=colour, alpha=0.45)
+                axis.barh(place, values[0], color=colour, alpha=0.45)
                 axis.plot(values, [place] * len(values), "o", color=colour, markersize=4)
-                axis.text(max(values) + 1.5, place, f"{mean:.0f} %", va="center", fontsize=9)
+                share = f"{values[0]:.0f} %"
+                axis.text(max(values) + 1.5, place, share, va="center", fontsize=9)
             axis.set(yticks=range(len(rungs)), yticklabels=rungs, xlim=(0, 112))
             axis.set_title(title, loc="left", fontsize=10)
             axis.invert_yaxis()
