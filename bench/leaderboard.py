@@ -2,13 +2,16 @@
 leaderboard.
 
     OMP_NUM_THREADS=1 python bench/leaderboard.py [--only "ALPS"]
+    OMP_NUM_THREADS=1 python bench/leaderboard.py --windows
 
-Each takes a few minutes of one core. Its time is what its thread had of a processor, since other
-work may run beside it; one that took more than ten minutes is not recorded. The functions are those
-that lesson 15 shows: tests/test_leaderboard.py compares.
+Each takes a few minutes of one core. `--windows` times two methods with fewer and more calibration
+windows in place of that, for the lesson's estimate (bench/windows.csv). A time is what the thread
+had of a processor, since other work may run beside it; a solution that took more than ten minutes
+is not recorded. The functions are those that lesson 15 shows: tests/test_leaderboard.py compares.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +41,13 @@ def by_gradient(model, calibration):
 
 
 SOLUTIONS = {"SparseGPT": baseline, "ALPS": better_solver, "SparseGPT, by gradient": by_gradient}
+WINDOWS = {"sparsegpt": (16, 128), "admm:guided": (16,)}
+TIMES = RECORDED.with_name("windows.csv")
+
+
+def on_windows(model, calibration, method, count):
+    """A method by its name, on the first windows."""
+    sl.prune(model, calibration[:count], method=method, sparsity=0.7, progress=False)
 
 
 def main() -> None:
@@ -46,9 +56,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=SOLUTIONS)
+    parser.add_argument("--windows", action="store_true")
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--out", type=Path, default=RECORDED)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.windows:
+        return time_windows(args.out or TIMES, args.model)
+    args.out = args.out or RECORDED
     for name in [args.only] if args.only else SOLUTIONS:
         done = judge(name, SOLUTIONS[name], model=args.model, minutes=10 * MINUTES, progress=True)
         print(done, f"{done.core:.0f} s of one core", sep="\n", flush=True)
@@ -59,10 +73,23 @@ def main() -> None:
         record(args.out, row)
 
 
-def record(file: Path, row: dict) -> None:
-    """Put a row into the table, in the place of that of the same name and model."""
+def time_windows(file: Path, model: str) -> None:
+    """Seconds of one core for each method and number of windows."""
+    for method, counts in WINDOWS.items():
+        for count in counts:
+            pruner = partial(on_windows, method=method, count=count)
+            done = judge(method, pruner, model=model, minutes=20 * MINUTES, progress=True)
+            print(done, f"{done.core:.0f} s of one core", sep="\n", flush=True)
+            row = done.row() | {"seconds": round(done.core, 1), "windows": count}
+            row |= {"wall_seconds": round(done.seconds, 1), "machine": machine()}
+            record(file, row, "windows")
+
+
+def record(file: Path, row: dict, *more: str) -> None:
+    """Put a row into the table, in the place of that of the same name and model, and what more."""
+    key = ("name", "model", *more)
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
-    same = [(old["name"], old["model"]) == (row["name"], row["model"]) for old in rows]
+    same = [all(old[part] == row[part] for part in key) for old in rows]
     rows = [old for old, replaced in zip(rows, same, strict=True) if not replaced]
     write_whole(file, pd.DataFrame([*rows, row]).to_csv(index=False).encode())
 

@@ -5,7 +5,8 @@ the mean of KL(dense || pruned) over all tokens, tells whether it stayed what it
     SPARSELAB_DATA=FOLDER python bench/nearness.py
 
 opt-mini, calibrated on books, at the patterns at which the recommended call is behind others on
-WikiText-2. docs/results.md shows the rows.
+WikiText-2; and, with `--texts ptb,demo --sparsities 0.6 4:8 3:4 --out bench/nearness-admm.csv`
+(bench/sweeps.sh has the methods), where plain ADMM is ahead of it. docs/results.md shows the rows.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sparsities", nargs="+", default=["0.5", "2:4"])
     parser.add_argument("--methods", nargs="+", default=[*METHODS])
+    parser.add_argument("--texts", default="wikitext2", help="beside the held-out books")
     parser.add_argument("--out", type=Path, default=Path("bench/nearness.csv"))
     args = parser.parse_args()
     folder = Path(os.environ["SPARSELAB_DATA"])
@@ -44,7 +46,7 @@ def main() -> None:
         corpus=str(folder / "books-train.txt.xz"),
         samples=64,
         seqlen=256,
-        texts=(str(folder / "books-heldout.txt.xz"), "wikitext2"),
+        texts=(str(folder / "books-heldout.txt.xz"), *args.texts.split(",")),
         windows=64,
     )
     model, tokenizer = sl.load(sweep.model)

@@ -1075,13 +1075,14 @@ def size_against_loss(published: pd.DataFrame, ours: pd.DataFrame) -> Figure:
         axis.set(xscale="log", ylim=(-0.1, 12), xlabel="parameters (billions)")
         axis.set_yscale("symlog", linthresh=0.03)
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.set(yticks=[0, 0.03, 0.1, 0.3, 1, 3, 10], ylabel="loss of 50 % zeros (nats)")
+        label = "loss of 50 % zeros (nats), linear to 0.03"
+        axis.set(yticks=[-0.03, 0, 0.03, 0.1, 0.3, 1, 3, 10], ylabel=label)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def draw_packed(axis: Axes, table: pd.DataFrame, limit: float) -> None:
-    """12: perplexity against packed MiB, all methods; what is above the limit on grey."""
+    """12: perplexity against packed MiB, all methods; what takes more than the limit on grey."""
     mib = table.packed_bytes / 2**20
     for name, rows in table.groupby("method", sort=False):
         colour, marker, _ = viz.style_of(name)
@@ -1091,3 +1092,5 @@ def draw_packed(axis: Axes, table: pd.DataFrame, limit: float) -> None:
     axis.set(xlabel="packed MiB", ylabel="perplexity")
     axis.locator_params(axis="x", nbins=4)
     axis.set_yscale("log", subs=[])  # without small ticks, which take long to draw
+    if limit < mib.max():
+        axis.text(0.93, 0.95, "too large", transform=axis.transAxes, ha="right", va="top")

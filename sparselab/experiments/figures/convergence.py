@@ -65,9 +65,9 @@ def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         draw_means(right, rows.ratio, **{**look, "fillstyle": "full"}, capsize=2)
         low, high = rows.error["mean"].iloc[[0, -1]]
         ends.append(f"{'published' if published else 'default'} {low:.3f} to {high:.3f}")
-    for axis in (left, right):
+    for axis, place in ((left, "best"), (right, "lower left")):
         axis.set(xlabel="epoch")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc=place)
         axis.xaxis.get_major_locator().set_params(integer=True)
     plain_log(left)
     from_zero(right)
