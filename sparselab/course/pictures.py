@@ -1059,7 +1059,7 @@ def size_against_loss(published: pd.DataFrame, ours: pd.DataFrame) -> Figure:
     """12: the loss of pruning against billions of parameters, published (filled: OPT, half filled:
     LLaMA) and ours (hollow); columns method, billions, excess, and family of the published."""
     with viz.style():
-        figure, axis = plt.subplots(figsize=(7.6, 3.8))
+        figure, axis = plt.subplots(figsize=(7.0, 3.4))
         groups = published.sort_values("billions").groupby(["method", "family"])
         for (method, family), rows in groups:
             colour, marker, _ = viz.style_of(method)
