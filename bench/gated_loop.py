@@ -47,7 +47,7 @@ def smallest_eigenvalues(name: str) -> list[float]:
     """For each block, the smallest eigenvalue of the feed-forward network's inputs, as a share of
     their mean."""
     model, tokenizer = sl.load(name)
-    windows, found = sl.calibration(tokenizer, "demo", samples=16, seqlen=512), []
+    windows, found = sl.calibration(tokenizer, "demo", samples=16, seqlen=256), []
     for block in sl.blocks_of(model):
         first = block.fc1 if hasattr(block, "fc1") else block.mlp.up_proj
         x = inputs_of(model, windows, first).double()

@@ -33,8 +33,10 @@ python published_loop.py --out published_loop.csv
 sweep $BOOKS --texts "$HELDOUT,wikitext2,demo" --sparsities 0.6,0.7 --seeds 0,1,2 --out dsnot.csv \
   --methods "wanda,dsnot:published,dsnot:wanda,dsnot:same_sign=False,dsnot:skip_ffn=True"
 
-# Where the recommended call is behind on WikiText-2: which model is nearer to the dense one there.
+# Where the recommended call is behind: which model is nearer to the dense one there.
 python nearness.py --out nearness.csv
+python nearness.py --out nearness-admm.csv --texts ptb,demo --sparsities 4:8 3:4 0.6 --methods admm admm:targets=dense-stream admm:guided
+python nearness.py --out nearness-admm.csv --texts ptb,demo --sparsities 4:8 3:4 0.6 --methods admm:fisher=True --seeds 0
 
 # The LLaMA family: all in one table, then with eight times the tokens. Days on two cores: choose.
 sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7 --out smollm2.csv \

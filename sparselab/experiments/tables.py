@@ -29,7 +29,7 @@ RECORDED = {
     "divisions.csv": "Zeros divided among the matrices in other ways, the solver the same",
     "distil.csv": "Training end to end after the recommended call, in a column of its own",
 }
-COSTED = ("ladder.csv",)  # tables with minutes
+COSTED = ("ladder.csv",)  # tables with minutes and memory
 NAMED_BY = {"divisions.csv": "division", "distil.csv": "stage"}  # where not by their method
 # What a table must not mix.
 SETTING = ["model", "calibration", "samples", "seqlen", "text", "windows"]
@@ -157,16 +157,17 @@ def _setting_of(name: str, threads: int, version: str) -> str:
 
 
 def _cells(rows: pd.DataFrame, costs: bool = False, nats: bool = False) -> str:
-    """A line for each method; costs: with the minutes of its longest run; nats: the excess as it
-    is, not as a share."""
+    """A line for each method; costs: with the minutes of its longest run and the memory of the
+    process in its largest one, where rows have it; nats: the excess as it is, not as a share."""
     means = rows.groupby(["method", "pattern"], sort=False)[["perplexity", "excess"]].mean()
     patterns = sorted(rows.pattern.unique(), key=lambda pattern: Pattern.parse(pattern).sparsity)
-    lines = [["method", *patterns, *(["minutes"] if costs else [])]]
+    lines = [["method", *patterns, *(["minutes", "peak MiB"] if costs else [])]]
     for method in rows.method.unique():
         lines.append([method, *[_cell(means, method, pattern, nats) for pattern in patterns]])
         if costs:
             mine = rows[rows.method == method]
-            lines[-1].append(f"{mine.seconds.max() / 60:.1f}")
+            peak = mine.peak_mib.max()
+            lines[-1] += [f"{mine.seconds.max() / 60:.1f}", "" if pd.isna(peak) else f"{peak:.0f}"]
     return as_markdown(lines)
 
 
