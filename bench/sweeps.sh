@@ -30,6 +30,7 @@ admm:guided;reconstruct=sublayer,admm:guided;reconstruct=ebft,admm:guided;recons
 sweep $BOOKS --texts "$HELDOUT,wikitext2,demo" --sparsities 0.7,0.8 --seeds 0,1,2 --out published.csv \
   --methods "sparsegpt,sparsellm:paper,sparsellm:published,sparsellm:repaired"
 python published_loop.py --out published_loop.csv
+python gated_loop.py --out gated_loop.csv
 sweep $BOOKS --texts "$HELDOUT,wikitext2,demo" --sparsities 0.6,0.7 --seeds 0,1,2 --out dsnot.csv \
   --methods "wanda,dsnot:published,dsnot:wanda,dsnot:same_sign=False,dsnot:skip_ffn=True"
 
