@@ -93,19 +93,21 @@ def _train(model: nn.Module, profile: Profile, report: Report, seed: int, method
 
 def draw_costs(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     """Loss above dense against memory, one point a method (mean of the seeds), its name and its
-    seconds beside it: to the left of the half that takes less memory, and of the last."""
+    seconds beside it: to the left of the half that takes less memory, above the last."""
     rows = table[table.text == table.text.iloc[0]]
     methods = rows.groupby("method", sort=False)[["extra_mib", "excess", "seconds"]]
     means, scatter = methods.mean(), methods.std().fillna(0)
     canvas, axis = plt.subplots(figsize=(7.4, 4))
     rank, points = means.extra_mib.rank(method="first"), []
-    left_ones = (rank <= len(rank) / 2) | (rank == len(rank))
-    lines = means.excess.groupby(left_ones, group_keys=False).apply(_apart)
+    left_ones, last = rank <= len(rank) / 2, rank.idxmax()
+    lines = pd.concat([_apart(means.excess[side]) for side in (left_ones, ~left_ones)])
     for name, (memory, loss, seconds) in means.iterrows():
         look = {**look_of(name), "linestyle": "none", "capsize": 3, "markersize": 8}
         axis.errorbar(memory, loss, scatter.excess[name], scatter.extra_mib[name], **look)
         side = {"ha": "right" if left_ones[name] else "left", "va": "center"}
         place = {"xytext": (-8 if left_ones[name] else 8, 0), "textcoords": "offset points"}
+        if name == last:
+            side, place["xytext"] = {"ha": "right", "va": "bottom"}, (8, 7)
         said = f"{label_of(name)}, {seconds:.0f} s"
         axis.annotate(said, (memory, lines[name]), fontsize=8, **place, **side)
         points.append(f"{label_of(name)} {memory:.0f} MiB, {loss:.3f} nats, {seconds:.0f} s")
