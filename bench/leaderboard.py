@@ -64,13 +64,19 @@ def main() -> None:
         return time_windows(args.out or TIMES, args.model)
     args.out = args.out or RECORDED
     for name in [args.only] if args.only else SOLUTIONS:
-        done = judge(name, SOLUTIONS[name], model=args.model, minutes=10 * MINUTES, progress=True)
-        print(done, f"{done.core:.0f} s of one core", sep="\n", flush=True)
-        if done.refused or done.core > 60 * MINUTES:
-            continue
-        row = {**done.row(), "minutes": MINUTES, "seconds": round(done.core, 1)}
-        row |= {"wall_seconds": round(done.seconds, 1), "machine": machine()}
-        record(args.out, row)
+        row = measured(name, SOLUTIONS[name], args.model, 10 * MINUTES)
+        if row and row["seconds"] <= 60 * MINUTES:
+            record(args.out, {**row, "minutes": MINUTES})
+
+
+def measured(name: str, pruner, model: str, minutes: float) -> dict:
+    """The row of a submission, its seconds those of one core; empty where it was refused."""
+    done = judge(name, pruner, model=model, minutes=minutes, progress=True)
+    print(done, f"{done.core:.0f} s of one core", sep="\n", flush=True)
+    if done.refused:
+        return {}
+    row = {**done.row(), "seconds": round(done.core, 1)}
+    return row | {"wall_seconds": round(done.seconds, 1), "machine": machine()}
 
 
 def time_windows(file: Path, model: str) -> None:
@@ -78,11 +84,8 @@ def time_windows(file: Path, model: str) -> None:
     for method, counts in WINDOWS.items():
         for count in counts:
             pruner = partial(on_windows, method=method, count=count)
-            done = judge(method, pruner, model=model, minutes=20 * MINUTES, progress=True)
-            print(done, f"{done.core:.0f} s of one core", sep="\n", flush=True)
-            row = done.row() | {"seconds": round(done.core, 1), "windows": count}
-            row |= {"wall_seconds": round(done.seconds, 1), "machine": machine()}
-            record(file, row, "windows")
+            row = measured(method, pruner, model, 20 * MINUTES)
+            record(file, {**row, "windows": count}, "windows")
 
 
 def record(file: Path, row: dict, *more: str) -> None:
