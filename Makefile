@@ -33,9 +33,10 @@ test: setup lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest notebooks -q -n 2 --dist loadscope $(NBVAL)
 
-# The notebooks under every instruction set that the processor has, with one thread and with two; the table says how far
-# each cell's numbers move. An hour and a half on two cores; broken off, it goes on.
+# The tests and the notebooks under every instruction set that the processor has, with one thread and with two; the table
+# says how far each cell's numbers move. Three hours on two cores; broken off, the notebooks go on.
 test-machines: setup
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tools.machines --tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m tools.machines --table bench/machines.md
 
 bench: setup

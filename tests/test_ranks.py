@@ -50,12 +50,13 @@ def run(processes, out, *options):
 
 
 @pytest.mark.parametrize(
-    "method, stream, agree", [("sparsegpt", False, 0.999), ("sparsellm", True, 0.95)]
+    "method, stream, agree", [("sparsegpt", False, 0.99), ("sparsellm", True, 0.95)]
 )
 def test_two_processes_find_the_same_masks(tmp_path, method, stream, agree):
     """But for sums in another order, which ADMM's many steps carry further where tokens are few:
-    384 here, for up to 1,024 inputs, leave 98 % of fc2's mask in the first block and 96 % of
-    out_proj's in the next."""
+    of 384 here, for up to 1,024 inputs. Where one process has two threads and each of two has one,
+    SparseGPT keeps 99.8 % of a mask in the second block, SparseLLM 97.7 % (six settings of
+    `tools.machines`)."""
     options = ["--method", method, *(["--stream"] if stream else [])]
     one, two = (run(processes, tmp_path / str(processes), *options) for processes in (1, 2))
     pruned = [

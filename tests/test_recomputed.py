@@ -1,6 +1,9 @@
 """A small run of each figure that is recorded on opt-mini, made again from nothing, is what was
-recorded, within its standard error. Figures of times alone, and those of texts that are not part of
-the project, have no such run; the loop of `alpha-beta` is that of `epochs`."""
+recorded, within so many of its standard errors as rounding moves it: under the six settings of
+`tools.machines` what only chooses weights moves by up to 0.07 of them, what makes up for the
+pruned ones by up to 1.2, since each column follows from those before it. Figures of times alone,
+and those of texts that are not part of the project, have no such run; the loop of `alpha-beta` is
+that of `epochs`."""
 
 from dataclasses import replace
 
@@ -15,6 +18,7 @@ from sparselab.runtime.files import ROOT
 
 MINI = PROFILES["mini"]
 RECORDED = ROOT / "bench" / "figures"
+CHOSEN, COMPENSATED = 0.25, 3.0  # standard errors
 RUNS = [  # figure, method, pattern, seed, windows of calibration: of each figure the cheapest
     ("sparsity", "magnitude", "0.9", 0, 32),
     ("sparsity", "wanda", "2:4", 0, 32),
@@ -28,6 +32,11 @@ RUNS = [  # figure, method, pattern, seed, windows of calibration: of each figur
     ("epochs", "sparsellm:published;epochs=1", "0.7", 0, 32),
     ("order", "wanda:in_order=True", "0.7", 0, 32),
 ]
+
+
+def errors_allowed(method):
+    """In standard errors: whether the weights that stay are changed decides."""
+    return COMPENSATED if method.startswith(("sparsegpt", "sparsellm")) else CHOSEN
 
 
 def recorded(figure, **run):
@@ -50,13 +59,14 @@ def test_a_run_of_a_sweep(figure, method, pattern, seed, samples, tmp_path):
     rows = recorded(figure, method=method, pattern=pattern, seed=seed, samples=samples)
     assert again.text.tolist() == rows.text.tolist()
     assert again.calibration_sha256.tolist() == rows.calibration_sha256.tolist()
-    assert (np.abs(again.excess.to_numpy() - rows.excess) < rows.excess_stderr).all()
+    moved = np.abs(again.excess.to_numpy() - rows.excess) / rows.excess_stderr
+    assert (moved < errors_allowed(method)).all()
 
 
 def test_costs(tmp_path):
     row = cost(MINI, tmp_path / "again.csv", 0, "0.7", "magnitude")[0]
     rows = recorded("costs", method="magnitude", seed=0)
-    assert abs(row["excess"] - rows.excess.item()) < rows.excess_stderr.item()
+    assert abs(row["excess"] - rows.excess.item()) < CHOSEN * rows.excess_stderr.item()
     assert row["dense_bytes"] == rows.dense_bytes.item()
 
 

@@ -1,19 +1,22 @@
-"""One machine plays several: the notebooks under other instruction sets and numbers of threads, and
-how far numbers move.
+"""One machine plays several: the tests and the notebooks under other instruction sets and numbers
+of threads, and how far numbers move.
 
-    python -m tools.machines                  # all settings, all notebooks; make test-machines
+    python -m tools.machines --tests          # tests/ under all settings; make test-machines
+    python -m tools.machines                  # all notebooks; make test-machines
     python -m tools.machines --choose         # one setting at random, as environment variables;
     .ci/run
 
 torch chooses its CPU kernels by the processor, and ATEN_CPU_CAPABILITY makes it choose lesser ones.
 Each notebook is executed under each setting, as a copy in build/machines/, and what it prints is
-compared with what is stored, as the tests compare it. A copy that was made from the same code is
-not made again, so that an interrupted run goes on.
+compared with what is stored, as the tests compare it. A copy that was made from the same code,
+notebook's, package's and records', is not made again, so that an interrupted run goes on.
 """
 
 import argparse
 import datetime
+import hashlib
 import multiprocessing
+import os
 import platform
 import random
 import re
@@ -98,13 +101,37 @@ def settings() -> list[Setting]:
     return [Setting(*pair) for pair in product(able, THREADS)]
 
 
-def execute_copy(job: tuple[Path, Path, Setting]) -> Path:
+def run_tests(played: list[Setting], jobs: int) -> list[Setting]:
+    """The tests under each setting, one after the other; the settings under which one fails."""
+    call = [sys.executable, "-m", "pytest", "tests", "-q", "-n", str(jobs), "--dist", "worksteal"]
+    failed = []
+    for setting in played:
+        print(f"tests under {setting}", flush=True)
+        if subprocess.run(call, env=os.environ | setting.environment).returncode:
+            failed.append(setting)
+    return failed
+
+
+def code_digest() -> str:
+    """Of the package and the records, which the notebooks compute with and print."""
+    files = [file for folder in ("sparselab", "bench") for file in Path(folder).rglob("*")]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        if file.suffix != ".pyc" and file.name != "machines.md":
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def execute_copy(job: tuple[Path, Path, Setting, str]) -> Path:
     """A notebook under a setting, unless the copy that is there was made from the same code; errors
     are stored too."""
-    source, copy, setting = job
+    source, copy, setting, digest = job
     notebook = nbformat.read(source, as_version=4)
-    if copy.exists() and _code(nbformat.read(copy, as_version=4)) == _code(notebook):
-        return copy
+    if copy.exists():
+        made = nbformat.read(copy, as_version=4)
+        if _code(made) == _code(notebook) and made.metadata.get("made_from") == digest:
+            return copy
+    notebook.metadata["made_from"] = digest
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = []
@@ -218,8 +245,9 @@ def main() -> int:
     parser.add_argument(
         "--choose", action="store_true", help="print one setting, chosen at random, for `export`"
     )
+    parser.add_argument("--tests", action="store_true", help="run tests/ instead of notebooks")
     parser.add_argument("--settings", help="some of them, such as default-1,avx2-2")
-    parser.add_argument("--jobs", type=int, default=2, help="notebooks at once")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument(
         "--folder", type=Path, default=Path("build/machines"), help="where the copies go"
     )
@@ -234,9 +262,14 @@ def main() -> int:
         return 0
     wanted = args.settings.split(",") if args.settings else [*map(str, settings())]
     played = [setting for setting in settings() if str(setting) in wanted]
+    if args.tests:
+        failed = run_tests(played, args.jobs)
+        print(f"tests fail under {', '.join(map(str, failed)) or 'none'} of {len(played)} settings")
+        return int(bool(failed))
     files = args.notebooks or sorted(Path("notebooks").glob("*.ipynb"))
+    digest = code_digest()
     jobs = [
-        (file, args.folder / str(setting) / file.name, setting)
+        (file, args.folder / str(setting) / file.name, setting, digest)
         for file in files
         for setting in played
     ]
@@ -244,7 +277,7 @@ def main() -> int:
         for _ in tqdm(pool.imap_unordered(execute_copy, jobs), total=len(jobs), unit="notebook"):
             pass
     results: dict[str, list[CellResult]] = {}
-    for file, copy, setting in jobs:
+    for file, copy, setting, _ in jobs:
         results.setdefault(file.stem, []).extend(compared(file, copy, setting))
     text = table(results, played, datetime.date.today().isoformat())
     if args.table:
