@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
@@ -50,6 +51,11 @@ LABELS = {
     "dense": "dense",
     "global": "global",
 }
+# A weight in a table or a mask: pruned as in the drawings (`schematics.ROLES`), kept in grey.
+PRUNED = ("#a6cbe9", "#0072B2")  # face, edge
+KEPT = ("#ffffff", "#999999")  # from zero to the largest; black text is readable on both
+CELLS = LinearSegmentedColormap.from_list("cells", KEPT).with_extremes(under=PRUNED[0], bad=KEPT[0])
+MASK = ListedColormap([PRUNED[0], KEPT[0]], "mask")
 FILLS = {"": "full", "wanda": "left", "sparsegpt": "bottom"}  # of variants; others are hollow
 RC = {
     "figure.dpi": 110,
@@ -177,7 +183,7 @@ def line_style(colour: str, marker: str, line: str) -> dict[str, str]:
 
 
 def masks(masks_by_name: dict[str, Tensor], *, corner: int = 32, title: str = "") -> Figure:
-    """Masks of the same matrix side by side; bright is kept.
+    """Masks of the same matrix side by side; white is kept, light blue pruned.
 
     Parameters
     ----------
@@ -197,11 +203,12 @@ def masks(masks_by_name: dict[str, Tensor], *, corner: int = 32, title: str = ""
 
 
 def draw_mask(axis: Axes, mask: Tensor, title: str, corner: int = 32) -> None:
-    """One mask's upper left corner, bright = kept."""
+    """One mask's upper left corner, white = kept, light blue = pruned."""
     part = mask[:corner, :corner].cpu()
-    axis.imshow(part.float().numpy(), vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(part.float().numpy(), vmin=0, vmax=1, cmap=MASK, interpolation="nearest")
     axis.set_title(f"{title}: {part.float().mean():.0%} kept", fontsize=9)
     axis.set(xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
+    axis.spines[:].set_visible(True)
     axis.grid(False)
 
 
@@ -216,13 +223,15 @@ def numbers(
     title: str = "",
     *,
     mask: Tensor | None = None,
+    empty: Tensor | None = None,
     highlight: Tensor | None = None,
     digits: int = 1,
     rows: list[str] | None = None,
     columns: list[str] | None = None,
     by_row: bool = False,
+    top: float | None = None,
 ) -> None:
-    """A small matrix with its numbers in the cells, coloured by absolute value.
+    """A small matrix with its numbers in the cells: the larger in absolute value, the darker.
 
     Parameters
     ----------
@@ -231,7 +240,9 @@ def numbers(
     matrix : Tensor of shape (r, c)
     title : str
     mask : bool Tensor of shape (r, c), optional
-        Cells where it is False are white and crossed out: they are pruned.
+        Cells where it is False are light blue and crossed out: they are pruned.
+    empty : bool Tensor of shape (r, c), optional
+        Cells where it is True have a dash in place of their number.
     highlight : bool Tensor of shape (r, c), optional
         Cells to frame.
     digits : int
@@ -239,19 +250,27 @@ def numbers(
     rows, columns : list of str, optional
         Names at the left and below.
     by_row : bool
-        A colour scale for each row.
+        A scale of greys for each row.
+    top : float, optional
+        The absolute value that is darkest. Default: the matrix's largest. Tables with the same top
+        can be compared.
     """
     matrix = matrix.detach().cpu().float()
-    shown = matrix.abs() if mask is None else matrix.abs() * mask
-    shade = shown / (shown.amax(1, keepdim=True) if by_row else shown.max()).clamp(min=1e-30)
-    axis.imshow(shade.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest", alpha=0.75)
+    mask, empty = _all_or(mask, matrix, True), _all_or(empty, matrix, False)
+    size = matrix.abs().masked_fill(empty, 0)
+    largest = (size.amax(1, keepdim=True) if by_row else size.max()).clamp(min=1e-30)
+    shade = (size / (largest if top is None else top)).masked_fill(~mask, -1)  # below zero: pruned
+    axis.imshow(shade.numpy(), vmin=0, vmax=1, cmap=CELLS, interpolation="nearest")
+    across, down = ([edge - 0.5 for edge in range(count + 1)] for count in matrix.shape[::-1])
+    look = {"colors": "white", "linewidth": 1, "zorder": 0.5}
+    axis.hlines(down[1:-1], across[0], across[-1], **look)
+    axis.vlines(across[1:-1], down[0], down[-1], **look)
     words, places, colours = [], [], []
     for (row, column), value in np.ndenumerate(matrix.numpy()):
         places.append((column, row))
-        kept = mask is None or bool(mask[row, column])
-        words.append(_outline(f"{value:.{digits}f}" if kept else "×"))
-        on_kept = "white" if shade[row, column] > 0.75 else "black"
-        colours.append(on_kept if kept else "#999999")
+        sign = "×" if not mask[row, column] else "–" if empty[row, column] else ""
+        words.append(_outline(sign or f"{value:.{digits}f}"))
+        colours.append("#555555" if sign else "black")
         if highlight is not None and bool(highlight[row, column]):
             corner, frame = (column - 0.47, row - 0.47), {"edgecolor": "#D55E00", "lw": 2}
             axis.add_patch(plt.Rectangle(corner, 0.94, 0.94, fill=False, **frame))
@@ -261,7 +280,13 @@ def numbers(
     for column, name in enumerate(columns or []):
         axis.text(column, len(matrix) - 0.4, name, ha="center", va="top", fontsize=9)
     axis.set(title=title, xticks=[], yticks=[])
+    axis.spines[:].set_visible(True)
     axis.grid(False)
+
+
+def _all_or(cells: Tensor | None, matrix: Tensor, value: bool) -> Tensor:
+    """The cells, or the same value for all."""
+    return torch.full(matrix.shape, value) if cells is None else cells.cpu().bool()
 
 
 def _write(
@@ -274,6 +299,7 @@ def _write(
     )
     in_points = Affine2D().scale(1 / 72)
     letters.set_transform(in_points + axis.figure.dpi_scale_trans)
+    letters.set_snap(False)  # a dash is a flat box, which may be rounded away
     axis.add_collection(letters, autolim=False)
 
 
@@ -312,6 +338,7 @@ def matrices(
     highlight: Tensor | None = None,
     size: tuple[float, float] = (9, 2.7),
     counted: bool = False,
+    shared: bool = False,
 ) -> Figure:
     """Small matrices side by side, with their numbers.
 
@@ -327,8 +354,11 @@ def matrices(
         Inches.
     counted : bool
         Number the rows and columns, from 0.
+    shared : bool
+        One scale of greys for all panels.
     """
     widths = [matrix.shape[1] for matrix in panels.values()]
+    top = max(matrix.abs().max().item() for matrix in panels.values()) if shared else None
     masks = masks or [None] * len(panels)
     with style():
         figure, axes = plt.subplots(
@@ -337,7 +367,7 @@ def matrices(
         for axis, (title, matrix), mask in zip(axes[0], panels.items(), masks, strict=True):
             whole = bool((matrix == matrix.round()).all())
             names = [[*map(str, range(count))] if counted else None for count in matrix.shape]
-            look = {"rows": names[0], "columns": names[1], "digits": 0 if whole else 1}
+            look = {"rows": names[0], "columns": names[1], "digits": 0 if whole else 1, "top": top}
             numbers(axis, matrix, title, mask=mask, highlight=highlight, **look)
     return figure
 

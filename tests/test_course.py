@@ -641,3 +641,21 @@ def test_numbers_by_row_have_a_colour_scale_for_each_row():
     )
     assert axis.images[0].get_array().tolist() == [[0.5, 1.0], [1.0, 0.5]]
     assert [text.get_text() for text in axis.texts] == ["small", "large", "a", "b"]
+
+
+def test_numbers_that_are_empty_or_pruned_leave_the_scale_alone():
+    axis = Figure().subplots()
+    matrix, mask = torch.tensor([[1.0, -2.0, 9.0]]), torch.tensor([[True, False, True]])
+    viz.numbers(axis, matrix, mask=mask, empty=torch.tensor([[False, False, True]]))
+    assert axis.images[0].get_array().tolist() == [[0.5, -1.0, 0.0]]
+    colours = axis.images[0].to_rgba(axis.images[0].get_array(), bytes=True)[0]
+    pruned = [int(viz.PRUNED[0][place : place + 2], 16) for place in (1, 3, 5)]
+    assert colours[1, :3].tolist() == pruned and colours[2, :3].tolist() == [255] * 3
+
+
+def test_matrices_that_share_a_scale_have_the_same_grey_for_the_same_number():
+    panels = {"before": torch.tensor([[2.0, 1.0]]), "after": torch.tensor([[4.0, 1.0]])}
+    for shared, first in ((True, [[0.5, 0.25]]), (False, [[1.0, 0.5]])):
+        left, right = viz.matrices(panels, shared=shared).axes
+        assert left.images[0].get_array().tolist() == first
+        assert right.images[0].get_array().tolist() == [[1.0, 0.25]]

@@ -18,8 +18,9 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from sparselab import viz
 from sparselab.course import drawings
-from sparselab.schematics import Schematic
+from sparselab.schematics import ROLES, Schematic
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 NAMES = [
@@ -129,6 +130,10 @@ def example(path_begins: str, names: set[str]) -> dict:
         if cell["cell_type"] == "code" and re.match(rf"({'|'.join(names)})\b.* = torch\.", source):
             exec(source, values)
     return values
+
+
+def test_tables_and_masks_show_a_pruned_weight_as_drawings_do():
+    assert ROLES["pruned"][:2] == viz.PRUNED and ROLES["plain"][0] == viz.KEPT[0]
 
 
 def test_row_of_ten_weights_is_the_lessons():

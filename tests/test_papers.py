@@ -109,7 +109,7 @@ def test_other_protocols_are_refused_unless_said(changes, words):
     with pytest.raises(SparselabError, match=f"cannot be compared: .*{words}"):
         sl.overlay(ours, theirs)
     figure, alt = sl.overlay(ours, theirs, mixed=True)
-    title = figure.axes[0].get_title().replace("\n", " ")
+    title = figure.get_suptitle().replace("\n", " ")
     assert words in alt and words in title
 
 
@@ -124,7 +124,7 @@ def test_the_overlay_draws_ours_filled_and_theirs_hollow():
     figure, alt = sl.overlay(pd.DataFrame([row(), row(method="wanda", pattern="0.9")]))
     filled = [line.get_markerfacecolor() for line in figure.axes[0].lines]
     assert "white" in filled and viz.STYLES["sparsegpt"][0] in filled
-    assert "SparseGPT at 0.8 17.00 against 16.49 (+3.1 %)" in alt and "protocols differ" not in alt
+    assert "SparseGPT at 80 % 17.00 against 16.49 (+3.1 %)" in alt and "protocols differ" not in alt
     assert "+3.1 %" in {text.get_text() for text in figure.axes[0].texts}
 
 

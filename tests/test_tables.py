@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from sparselab.experiments.tables import by_seed, by_text, significant, written
+from sparselab.experiments.tables import RECORDED, SEEDS, by_seed, by_text, significant, written
+from sparselab.runtime.files import ROOT
 
 SETTING = {
     "model": "opt-mini",
@@ -37,6 +38,10 @@ def folder(tmp_path):
     for name in ("opt-mini.csv", "seeds.csv"):
         pd.DataFrame(ROWS).to_csv(tmp_path / name, index=False)
     return tmp_path
+
+
+def test_every_table_that_the_page_names_is_recorded():
+    assert all((ROOT / "bench" / name).exists() for name in (*RECORDED, SEEDS))
 
 
 def test_cells_hold_means_shares_and_the_lowest(folder):

@@ -10,6 +10,7 @@ from ..schematics import ROLES, Schematic
 Drawing = tuple[Figure, str]
 
 ZERO = {"pruned": "zero: pruned"}
+PENALTY = "a penalty, no equality"  # a dashed orange arrow
 
 # 00 Start here
 
@@ -77,6 +78,12 @@ def pruning() -> Drawing:
 def _signed(number: float) -> str:
     """With a minus as long as a plus."""
     return f"{number}".replace("-", "−")
+
+
+def _arrow_named(art: Schematic, x: float, y: float, words: str, *, dashed: bool = False) -> None:
+    """What the orange arrows mean, as a legend's entry at (x, y)."""
+    art.arrow((x - 0.2, y), (x + 1.6, y), role="wrong", dashed=dashed)
+    art.text(x + 2, y, words, size=8, ha="left")
 
 
 # 01 What a pruned model loses
@@ -220,7 +227,7 @@ def pre_hook() -> Drawing:
     """02: where a forward pre-hook stands, and what it sees."""
     art, y, size = Schematic(44, 12.5), 9.2, {"width": 6, "height": 3}
     before = art.box(4.4, y, "layers\nbefore it", "frozen", **size)
-    linear = art.box(21, y, "linear $W$", "pruned", **size)
+    linear = art.box(21, y, "linear $W$", **size)
     after = art.box(37.6, y, "layers\nafter it", "frozen", **size)
     art.arrow(before, linear)
     art.arrow(linear, after)
@@ -234,8 +241,7 @@ def pre_hook() -> Drawing:
         art.arrow((x, y), hook, dashed=True)
     kept = art.box(4.4, 4, "your\nlist", width=4, height=3, size=8)
     art.arrow(pre, kept)
-    roles = {"pruned": "the layer to be pruned", "free": "what we add, and take off again"}
-    art.legend(8, 1, roles, step=13)
+    art.legend(15, 1, {"free": "what we add, and take off again"})
     return art.figure, (
         "A linear layer between the layers before and after it. A forward pre-hook is called before"
         " the linear runs: it sees the inputs and puts them into a list of yours. A forward hook"
@@ -288,9 +294,9 @@ def wanda_score() -> Drawing:
     ]
     art, size = Schematic(40, 15.5), {"width": 3, "height": 1.8, "size": 11}
     lines = (
-        (12.3, r"weights of one row, $|W_{ij}|$", [abs(weight) for weight in weights], "plain"),
-        (9.3, r"times the norm of input $j$, $\|x_j\|$", norms, "frozen"),
-        (6.3, "score $S_{ij}$", scores, [roles]),
+        (12.3, "weights of one row, $W_{ij}$", weights, "plain"),
+        (9.3, "absolute value times\nthe norm of input $j$, $\\|x_j\\|$", norms, "frozen"),
+        (6.3, r"score $S_{ij}=|W_{ij}|\,\|x_j\|$", scores, [roles]),
         (3.3, "the row after pruning", pruned, [roles]),
     )
     for y, words, numbers, look in lines:
@@ -304,9 +310,9 @@ def wanda_score() -> Drawing:
     art.bracket((28, 5.4), (28, 7.2), "compared within the row:\nthe two lowest go")
     art.legend(9, 0.8, {**ZERO, "frozen": "from the calibration text"}, step=11)
     return art.figure, (
-        "One row of four weights with absolute values 4, 1, 2, 3. Times the norms of their inputs,"
-        " 3, 1, 5, 2, they have the scores 12, 1, 10, 6. The two lowest scores of the row, those"
-        " of inputs 1 and 3, become zero."
+        "One row of four weights, 4, 1, -2, 3. Their absolute values times the norms of their"
+        " inputs, 3, 1, 5, 2, are the scores 12, 1, 10, 6. The two weights with the lowest scores"
+        " of the row, those of inputs 1 and 3, become zero."
     )
 
 
@@ -389,8 +395,10 @@ def column_sweep() -> Drawing:
         art.bracket(*ends, stretch)
     art.text(10, 13.3, "the errors of column $j$ go to the right")
     _factor(art, 31, y, columns, j)
-    roles = {**ZERO, "frozen": "done: stays", "free": "free: repairs the error"}
-    art.legend(4, 0.9, roles, step=10)
+    roles = {**ZERO, "frozen": "done: kept", "plain": "column $j$: kept"}
+    art.legend(0.6, 0.9, roles, step=7.4)
+    art.legend(24.2, 0.9, {"free": "free: repairs the error"})
+    _arrow_named(art, 34.4, 0.9, "pushed error")
     return art.figure, (
         "The weight W in the middle of the sweep: columns left of column j are done. Rows that lose"
         " their weight in column j push the error to the columns on the right, which are still"
@@ -426,8 +434,9 @@ def column_blocks() -> Drawing:
     art.bracket((20.8, above), (11.2, above), "1  choose the mask of this block\nby its prices now")
     art.bracket((11.2, below), (20.8, below), "2  push errors column by column\nwithin the block")
     art.bracket((22.2, below), (40.8, below), "3  then push all errors of the block\nat once")
-    roles = {"frozen": "done: stays", "plain": "current column", "free": "still free"}
-    art.legend(7, 0.8, roles, step=11)
+    roles = {"frozen": "done", "plain": "current column", "free": "still free"}
+    art.legend(3, 0.8, roles, step=9)
+    _arrow_named(art, 31, 0.8, "pushed errors")
     return art.figure, (
         "The columns of W in blocks, those on the left done. For the block at work the mask is"
         " chosen first; then its errors are pushed column by column, within the block. When it is"
@@ -586,10 +595,9 @@ def cuts() -> Drawing:
         _cut_chain(art, y, roles.split(), loss)
     art.text(43, 9.4, "constant", size=8)
     art.text(43, 3.4, "constant", size=8)
-    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen, at its dense value"}
-    for place, (role, words) in zip((3, 12, 18.6), roles.items(), strict=True):
-        art.legend(place, 0.9, {role: words})
-    art.legend(32, 0.9, {"wrong": "a penalty, no equality"})
+    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}
+    art.legend(3, 0.9, {**roles, "wrong": "what is minimised"}, step=7)
+    _arrow_named(art, 33, 0.9, PENALTY, dashed=True)
     return art.figure, (
         "Three times the same chain: matrices before, X, W1, z, ReLU, a, W2, Y, matrices after,"
         " loss. Above, all variables are free, as in the global problem; in the middle only z and"
@@ -647,8 +655,8 @@ def sparsellm_parts() -> Drawing:
             art.arrow(before, after, role="wrong", dashed=True)
         for place, note in zip((18.5, 29.5, 39.4), notes, strict=True):
             art.text(place, y + 2.3, note, size=8)
-    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}
-    art.legend(6, 1.2, {**roles, "wrong": "a penalty, no equality"}, step=8)
+    art.legend(6, 1.2, {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}, step=8)
+    _arrow_named(art, 30, 1.2, PENALTY, dashed=True)
     return art.figure, (
         "The chain inputs X, W1, z, ReLU, a, W2, outputs Y, twice. With SparseLLM z and a are free,"
         " and three penalties tie them: alpha z to W1 X + b1, gamma a to ReLU(z), beta W2 a to Y."
@@ -660,27 +668,28 @@ def sparsellm_parts() -> Drawing:
 def sparsellm_loop() -> Drawing:
     """07: one epoch of the loop."""
     art, y = Schematic(44, 12.5), 7.6
+    fit = "1  fit $W_1X+b_1$ to $z$\nand $W_2a$ to $Y$, by regression;"
     steps = (
-        ("1  fit $W_1$ to $z$\nand $W_2$ to $a$,\nby regression", "plain"),
-        ("2  prune both,\nby SparseGPT", "pruned"),
-        ("3  move $a$: mend a part\nof what the output lacks", "free"),
-        ("4  move $z$: between\n$W_1X+b_1$ and what\n$a$ asks for", "free"),
+        (f"{fit}\nprune both, by SparseGPT", "pruned"),
+        ("2  move $a$: mend a part\nof what the output lacks", "free"),
+        ("3  move $z$: between\n$W_1X+b_1$ and what\n$a$ asks for", "free"),
     )
     boxes = [
-        art.box(5.4 + 11 * place, y, words, role, width=9.2, height=4.2, size=8)
+        art.box(7.4 + 14.6 * place, y, words, role, width=11.6, height=4.2, size=8)
         for place, (words, role) in enumerate(steps)
     ]
     art.chain(boxes)
-    art.line((38.4, y - 2.1), (38.4, y - 3.7), (5.4, y - 3.7))
-    art.arrow((5.4, y - 3.7), (5.4, y - 2.1))
-    art.text(21.9, y - 3.1, "next epoch", size=8)
-    art.text(5.4, y + 3.4, "start: $z$ and $a$ of the dense model", size=8)
+    art.line((36.6, y - 2.1), (36.6, y - 3.7), (7.4, y - 3.7))
+    art.arrow((7.4, y - 3.7), (7.4, y - 2.1))
+    art.text(22, y - 3.1, "next epoch", size=8)
+    art.text(7.4, y + 3.4, "start: $z$ and $a$ of the dense model", size=8)
     roles = {"pruned": "gets zeros", "free": "auxiliary variables move"}
     art.legend(11, 1, roles, step=10)
     return art.figure, (
-        "One epoch of the loop. Fit W1 to z and W2 to a by regression, prune both, move a so that"
-        " it mends a part of what the output lacks, move z to a place between what W1 gives and"
-        " what a asks for. The first epoch starts from z and a of the dense model."
+        "One epoch of the loop, in three steps. Fit W1 X + b1 to z and W2 a to Y by regression, and"
+        " prune both; move a so that it mends a part of what the output lacks; move z to a place"
+        " between what W1 gives and what a asks for. The first epoch starts from z and a of the"
+        " dense model."
     )
 
 
@@ -715,8 +724,8 @@ def gated_parts() -> Drawing:
     art.text(12.9, 3.3, "$\\alpha\\,\\Vert z-W_uX\\Vert^2$", size=8)
     art.text(30.6, 11, "$\\gamma\\,\\Vert p-$SiLU$(s)\\odot z\\Vert^2$", size=8)
     art.text(38.6, 11, "$\\beta\\,\\Vert Y-W_dp\\Vert^2$", size=8)
-    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}
-    art.legend(6, 1, {**roles, "wrong": "a penalty, no equality"}, step=8)
+    art.legend(6, 1, {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}, step=8)
+    _arrow_named(art, 30, 1, PENALTY, dashed=True)
     return art.figure, (
         "The same network with s, z and p as free variables. Four penalties tie them: alpha s to"
         " Wg X, alpha z to Wu X, gamma p to SiLU(s) times z, beta Wd p to the outputs Y. X and Y"
@@ -748,22 +757,27 @@ def _gated_chain(art: Schematic, y: float, role: str) -> None:
 
 def two_copies() -> Drawing:
     """09: the copies of ADMM, and what passes between them."""
-    art, y = Schematic(44, 11.5), 8
-    fits = art.box(7.4, y, "$B$\nfits the outputs", "free", width=9, height=3.4)
+    art, y = Schematic(44, 15), 11.8
+    fits = art.box(5.6, y, "$B$\nfits the outputs", "free", width=8.4, height=3.4)
+    plus = art.circle(17, y, "+", radius=0.9)
     sparse = art.box(36.6, y, "$D$\nhas the zeros", "pruned", width=9, height=3.4)
-    memory = art.box(22, y, "$U$\nwhat $B$ wanted\nand $D$ refused", "plain", width=9, height=3.8)
-    art.arrow(fits, memory)
-    art.arrow(memory, sparse)
-    art.text(14.7, y + 0.9, "1  $B+U$", size=8)
-    art.text(29.3, y + 1.3, "2  keep\nthe largest", size=8)
-    art.line((36.6, y - 1.7), (36.6, y - 4), (7.4, y - 4))
-    art.arrow((7.4, y - 4), (7.4, y - 1.7))
-    art.text(22, y - 3.3, "3  draw $B$ to $D-U$, with the strength $\\rho$", size=8)
+    memory = art.box(17, 6.8, "$U$: what $B$ wanted\nand $D$ refused", width=10.4, height=2.8)
+    art.arrow(fits, plus)
+    art.arrow(memory, plus)
+    art.arrow(plus, sparse)
+    art.text(25, y + 0.8, "1  keep the largest of $B+U$", size=8)
+    art.line((34, y - 1.7), (34, 6.8))
+    art.arrow((34, 6.8), memory)
+    art.text(28.2, 7.5, "2  keep what was\nrefused: $U+B-D$", size=8, va="bottom")
+    art.line((39.2, y - 1.7), (39.2, 3.4), (5.6, 3.4))
+    art.arrow((5.6, 3.4), fits)
+    art.text(22, 4, "3  draw $B$ to $D-U$, with the strength $\\rho$", size=8)
     art.legend(9, 1.1, {"free": "all weights move", "pruned": "gets zeros"}, step=14)
     return art.figure, (
         "Two copies of the weights: B fits the outputs, and D has the zeros. D keeps the largest"
-        " weights of B plus U, where U is what B wanted and D refused so far. Then B is drawn to D"
-        " minus U, with the strength rho, and it goes around again."
+        " weights of B plus U, where U is what B wanted and D refused so far; what is refused now"
+        " goes into U, which becomes U plus B minus D. Then B is drawn to D minus U, with the"
+        " strength rho, and it goes around again."
     )
 
 
@@ -852,9 +866,10 @@ def ways_to_read() -> Drawing:
         art.text(0.3, y, words, ha="left")
     for place in range(3):
         part(18, 8 * place, 8 * place + 8, f"window {place}")
-        part(8, 8 * place, 8 * place + 1.2, "B", "frozen")
-        part(8, 8 * place + 1.2, 8 * place + 8, f"window {place}")
+        part(8, 9.2 * place, 9.2 * place + 1.2, "B", "frozen")
+        part(8, 9.2 * place + 1.2, 9.2 * place + 9.2, f"window {place}")
     part(18, 24, 28, "rest", "faint")
+    art.axis.patches[-1].set_hatch("///")
     part(14.8, 0, 8, "window 0")
     for place in (1, 2):
         y = 14.8 - 1.8 * place
@@ -866,6 +881,7 @@ def ways_to_read() -> Drawing:
     part(4.4, 28.4, 31.4, "rest")
     roles = {"plain": "read and scored", "frozen": "read, not scored", "faint": "dropped"}
     art.legend(left, 1.2, roles, step=10)
+    art.axis.patches[-1].set_hatch("///")  # beside white, an outline tells too little
     return art.figure, (
         "One text, cut in four ways. As in the papers: windows side by side, and the rest at the"
         " end is dropped. Overlapping by half: each window after the first is scored in its second"

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from .. import viz
@@ -26,16 +27,19 @@ def predictions_of_toy(said: Tensor, came: Tensor, words: list[str]) -> Figure:
     return figure
 
 
-def draw_cut(figure: Figure, weight: Tensor, mask: Tensor, name: str) -> None:
+def draw_cut(figure: Figure, weight: Tensor, mask: Tensor, title: str) -> None:
     """01: into a figure, the weights [r, c] that stay and that go, and a corner of the mask."""
     left, right = figure.subplots(1, 2, width_ratios=[1.4, 1])
-    bins = {"bins": 64, "range": [each * weight.std().item() for each in (-4, 4)]}
-    left.hist(weight[~mask].numpy(), color="#cccccc", label="go", **bins)
-    left.hist(weight[mask].numpy(), color="#0072B2", label="stay", **bins)
-    left.set(xlabel="weight", yticks=[], title=name)
+    look = {"bins": 64, "range": [each * weight.std().item() for each in (-4, 4)]}
+    look |= {"histtype": "stepfilled", "linewidth": 0.8}
+    face, edge = viz.PRUNED
+    left.hist(weight[~mask].numpy(), facecolor=face, edgecolor=edge, label="go", **look)
+    left.hist(weight[mask].numpy(), facecolor="white", edgecolor="#444444", label="stay", **look)
+    left.set(xlabel="weight", ylabel="number of weights", yticks=[])
+    left.set_title(title, fontsize=9)
     left.locator_params(axis="x", nbins=4)
     left.legend(fontsize=8)
-    viz.draw_mask(right, mask, "mask, upper left corner")
+    viz.draw_mask(right, mask, "a corner of the mask")
 
 
 def perplexity_by_zeros(values: dict[int, float], counting: float) -> Figure:
@@ -61,16 +65,23 @@ def windows_paired(dense: Tensor, pruned: dict[int, Tensor]) -> Figure:
         for axis, (zeros, losses) in zip(axes, pruned.items(), strict=True):
             axis.axline([dense.mean()] * 2, slope=1, color="black", linestyle=":", label="equal")
             axis.scatter(dense, losses, color=viz.STYLES["magnitude"][0], s=16)
-            axis.set(xlabel="dense: mean loss of a window", title=f"{zeros} % zeros")
-        axes[0].set_ylabel("pruned: the same window")
+            axis.set_xlabel("dense: mean loss of a window (nats a token)")
+            axis.set_title(f"{zeros} % zeros")
+        axes[0].set_ylabel("pruned: mean loss of\nthe same window (nats a token)")
         axes[0].legend()
     return figure
 
 
-def draw_pairs(figure: Figure, change: float, errors: list[float], windows: int, zeros: int):
-    """01: into a figure, a difference of losses with the errors of dense, pruned and paired."""
-    axis = figure.subplots()
+def draw_pairs(
+    figure: Figure, cases: dict[int, tuple[float, list[float]]], windows: int, zeros: int
+) -> None:
+    """01: into a figure, a difference of losses with the errors of dense, pruned and paired; cases:
+    these by number of windows, which share the scale."""
+    axis, (change, errors) = figure.subplots(), cases[windows]
     axis.errorbar([0, change, change], [2, 1, 0], xerr=errors, fmt="o", color="#0072B2", capsize=5)
+    low = min(min(0, change) - max(errors) for change, errors in cases.values())
+    high = max(max(0, change) + max(errors) for change, errors in cases.values())
+    axis.set_xlim(1.1 * low, 1.1 * high)
     axis.axvline(0, color="black", linestyle=":")
     names = ["difference, paired", f"{zeros} % zeros, own error", "dense, own error"]
     axis.set(ylim=(-0.5, 2.5), yticks=[0, 1, 2], yticklabels=names, title=f"{windows} windows")
@@ -134,10 +145,10 @@ def inputs_of_layer(inputs: Tensor, cosine: Tensor, order: Tensor, *, crop: int 
     with viz.style():
         figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
         drawn = axes[0].imshow(shown, aspect="auto", vmin=0, vmax=cut)
-        figure.colorbar(drawn, ax=axes[0], extend="max")
+        figure.colorbar(drawn, ax=axes[0], extend="max", label="$|X|$")
         axes[0].set(title="values of $X$, without sign", xlabel="token")
         axes[1].plot(inputs.norm(dim=1)[order], color="#0072B2")
-        axes[1].set(title=r"norms, $\sqrt{G_{jj}}$", ylabel="norm", yscale="log")
+        axes[1].set(title=r"norms, $\sqrt{G_{jj}}$", yscale="log")
         drawn = axes[2].imshow(cosine[order[:crop]][:, order[:crop]].abs(), vmin=0, vmax=1)
         axes[2].set(title="cosines between inputs, without sign")
         figure.colorbar(drawn, ax=axes[2])
@@ -149,16 +160,18 @@ def inputs_of_layer(inputs: Tensor, cosine: Tensor, order: Tensor, *, crop: int 
     return figure
 
 
-def largest_and_dead(share: Tensor, dead: Tensor, kinds: list[str]) -> Figure:
-    """02: for each kind of input and each block, the largest share and the number of dead ones."""
+def largest_and_dead(share: Tensor, dead: Tensor, sizes: dict[str, int]) -> Figure:
+    """02: for each kind of input and each block, the largest share and the number of dead ones;
+    sizes: how many inputs there are, by kind."""
     with viz.style():
         figure, axes = plt.subplots(2, 1, figsize=(9, 4.4), sharex=True)
         viz.numbers(
             axes[0], share, "the input with the largest norm: its share of the trace of $G$ (%)"
         )
         viz.numbers(axes[1], dead, "number of inputs that are zero on every token", digits=0)
-        for axis in axes:
-            axis.set(yticks=range(len(kinds)), yticklabels=kinds, xticks=range(share.shape[1]))
+        of_all = [f"{kind} (of {size})" for kind, size in sizes.items()]
+        for axis, names in zip(axes, ([*sizes], of_all), strict=True):
+            axis.set(yticks=range(len(names)), yticklabels=names, xticks=range(share.shape[1]))
         axes[1].set_xlabel("block")
     return figure
 
@@ -218,9 +231,9 @@ def rows_and_relu(zeros: Tensor, silent: Tensor, errors: dict[str, tuple[float, 
         left.set_title("Compared by matrix: zeros of each row")
         left.legend()
         for place, (scope, pair) in enumerate(errors.items()):
-            fill = colour if place == 0 else "white"
+            fill = {"color": colour} if scope == "by matrix" else {"color": "white", "hatch": "///"}
             at = [side + 0.36 * (place - 0.5) for side in (0, 1)]
-            right.bar(at, pair, width=0.34, color=fill, edgecolor=colour, label=scope)
+            right.bar(at, pair, width=0.34, edgecolor=colour, label=scope, **fill)
         right.set(xticks=[0, 1], xticklabels=["before the ReLU", "after it"])
         right.set(ylabel="relative error", title="Error of the layer")
         right.legend()
@@ -239,8 +252,10 @@ def three_weights(hessian: Tensor, inverse: Tensor, weights: Tensor, after: Tens
         viz.numbers(axes[1], inverse, "$H^{-1}$", digits=2)
         rows = [f"$j={j}$" for j in range(len(hessian))]
         before = weights.expand_as(hessian)
-        viz.numbers(axes[2], before, "drop weight $j$ ...", mask=alive, digits=0, rows=rows)
-        viz.numbers(axes[3], after, "... the others move", mask=alive, digits=0)
+        top = torch.stack([before, after]).abs().max().item()
+        look = {"mask": alive, "digits": 0, "top": top}
+        viz.numbers(axes[2], before, "drop weight $j$ ...", rows=rows, **look)
+        viz.numbers(axes[3], after, "... the others move", **look)
     return figure
 
 
@@ -267,7 +282,8 @@ def column_film(
     shown = mask | (torch.arange(mask.shape[1]) >= column)  # a weight is crossed out in its turn
     moved = ((now - frames[max(column - 1, 0)][0]).abs() > 5e-3) & shown
     title = f"block {block}, after {column} of {mask.shape[1]} columns"
-    viz.numbers(axis, now, title, mask=shown, highlight=moved)
+    top = max(weight.abs().max().item() for weight, _ in frames)
+    viz.numbers(axis, now, title, mask=shown, highlight=moved, top=top)
     axis.axvline(column - 0.5, color="black", linewidth=2)
     axis.set_xlabel(f"squared error so far {error:.1f}")
     return f"{title}, weights dropped: {int((~shown).sum())}, squared error so far {error:.2f}"
@@ -355,16 +371,16 @@ def two_parts(
     shares of the error before."""
     with viz.style():
         figure, axis = plt.subplots(figsize=(8, 3))
-        looks = ((-0.2, "", "#666666", before), (0.2, ", after", viz.STYLES["dsnot"][0], after))
-        for shift, words, colour, parts in looks:
+        for shift, method, parts in ((-0.2, "wanda", before), (0.2, "dsnot", after)):
+            words, colour = viz.LABELS[method], viz.STYLES[method][0]
             places = [place + shift for place in range(len(names))]
             means, spreads = (
                 [pair[k] / sum(whole) for pair, whole in zip(parts, before, strict=True)]
                 for k in (0, 1)
             )
-            axis.bar(places, spreads, 0.38, color=colour, label=f"spread part{words}")
+            axis.bar(places, spreads, 0.38, color=colour, label=f"{words}: spread part")
             look = {"color": "white", "hatch": "////", "edgecolor": colour}
-            axis.bar(places, means, 0.38, bottom=spreads, label=f"mean part{words}", **look)
+            axis.bar(places, means, 0.38, bottom=spreads, label=f"{words}: mean part", **look)
         axis.axhline(1, color="black", linestyle=":", linewidth=1)
         axis.set_xticks(range(len(names)), names)
         axis.set(ylabel="$E$, Wanda's is 1", title="each matrix, before and after DSnoT")
@@ -425,10 +441,12 @@ def objectives_and_errors(objectives: dict[str, Tensor], error: Tensor) -> Figur
             place, best = values.flatten().argmin(), error.min().item()
             axis.plot(values.flatten(), error.flatten(), ",", color="#0072B2")
             x, y = values.flatten()[place].item(), error.flatten()[place].item()
-            axis.axhline(best, color="black", linestyle=":", label=f"best pair: {best:.0f}")
-            label = f"lowest objective: {y:.0f}"
+            axis.axhline(best, color="black", linestyle=":", label=f"best pair: error {best:.0f}")
+            label = f"pair of lowest objective: error {y:.0f}"
             axis.plot(x, y, "o", color="#D55E00", markersize=8, label=label)
             axis.set(xscale="log", yscale="log", xlabel="objective of the pair", title=title)
+            narrow = values.max() < 50 * values.min()
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
             for ruler in (axis.xaxis, axis.yaxis):
                 ruler.set_major_formatter("{x:g}")
                 ruler.set_minor_formatter("")
@@ -479,19 +497,24 @@ def around_minimum(walks: dict[str, tuple[Tensor, Tensor]]) -> Figure:
         for axis, (title, (steps, costs)) in zip(axes, walks.items(), strict=True):
             axis.plot(steps, costs.T, color="#0072B2", alpha=0.6)
             axis.plot(0, 1, "o", color="#D55E00", label="the solution")
-            axis.set(title=title, xlabel="steps away from it", ylabel="cost, over its cost")
+            axis.set(title=title, xlabel="step $t$ along a random direction")
+            axis.set_ylabel("cost / cost at the solution")
             axis.set_xticks([steps[0].item(), 0, steps[-1].item()])
             axis.legend(loc="upper center")
     return figure
+
+
+TERM_LOOKS = (("#0072B2", "o"), ("#E69F00", "v"), ("#009E73", "^"))  # alpha, beta, gamma
 
 
 def two_terms(ratios: Tensor, lacking: list[float], moved: list[float]) -> Figure:
     """07: what the step for a pays in its two terms, by gamma/beta."""
     with viz.style():
         figure, axis = plt.subplots(figsize=(5.4, 2.8))
-        blue, orange = (viz.STYLES[name][0] for name in ("sparsegpt", "sparsellm"))
-        axis.plot(ratios, lacking, "o-", color=blue, label="output still lacking")
-        axis.plot(ratios, moved, "v--", color=orange, label="move away from ReLU(z)")
+        names = (r"$\beta$: output still lacking", r"$\gamma$: move away from ReLU(z)")
+        series = zip((lacking, moved), names, TERM_LOOKS[1:], ("-", "--"), strict=True)
+        for values, name, look, line in series:
+            axis.plot(ratios, values, label=name, **viz.line_style(*look, line))
         axis.set(xscale="log", xlabel=r"$\gamma/\beta$", ylabel="relative size", ylim=(0, None))
         axis.set_title("The step for $a$: mend the output or stay near ReLU(z)")
         axis.legend()
@@ -506,8 +529,11 @@ def cost_of_z(
     axis.plot(line, costs, color="#0072B2")
     axis.plot(*zip(*branches.values(), strict=True), "o", color="#D55E00", mfc="white")
     axis.plot(*best, "o", color="#D55E00")
-    for name, (z, cost) in branches.items():
-        axis.annotate(name, (z, cost), (0, 8), textcoords="offset points", ha="center")
+    for (name, place), side in zip(branches.items(), ("right", "left"), strict=True):
+        on_line = place[0] == 0  # the name stands beside the line, where no curve is
+        away = {"left": (5, 12), "right": (-5, 12)}[side] if on_line else (0, 8)
+        look = {"textcoords": "offset points", "ha": side if on_line else "center"}
+        axis.annotate(name, place, away, **look)
     axis.axvline(0, color="#999999", linewidth=0.8)
     axis.set(xlabel="$z$", ylabel="cost (8)", ylim=(0, 24), title=title)
 
@@ -517,16 +543,15 @@ def convergence(terms: Tensor, errors: list[float], unseen: list[float]) -> Figu
     epochs = range(len(errors))
     names = (r"$\alpha$: $z$ against $W_1X+b_1$", r"$\beta$: $Y$ against $W_2a$")
     names += (r"$\gamma$: $a$ against ReLU($z$)",)
-    looks = ("#0072B2", "o"), ("#E69F00", "v"), ("#009E73", "^")
     with viz.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.1))
         left.plot(epochs, terms.sum(0), "X-", color="#444444", label="sum")
-        for values, name, (colour, marker) in zip(terms, names, looks, strict=True):
+        for values, name, (colour, marker) in zip(terms, names, TERM_LOOKS, strict=True):
             left.plot(epochs, values, color=colour, marker=marker, label=name)
         left.set(ylabel="penalty per token", ylim=(0, 1.45 * terms.sum(0).max()))
         left.set_title("What the loop minimises")
-        right.plot(epochs, unseen, "s--", color="#D55E00", label="tokens that no step has seen")
-        right.plot(epochs, errors, "o-", color="#0072B2", label="calibration tokens")
+        right.plot(epochs, unseen, "s--", color="#000000", label="tokens that no step has seen")
+        right.plot(epochs, errors, "D-", color="#777777", label="calibration tokens")
         right.set(ylabel="relative error of the network", ylim=(0, 1.4 * max(unseen)))
         right.set_title("What we care about")
         left.legend(fontsize=8, ncols=2, loc="upper center")
@@ -566,7 +591,8 @@ def smallest_direction(values: Tensor, vector: Tensor, gamma: Tensor) -> Figure:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
         left.plot(values, ".", color="#0072B2", markersize=4)
         left.plot(0, values[0], "o", color="#D55E00", label="the smallest")
-        left.set(yscale="log", xlabel="eigenvalues, rising", ylabel="over their mean")
+        left.set(yscale="log", xlabel="rank of the eigenvalue, from 0")
+        left.set_ylabel("eigenvalue / mean eigenvalue")
         left.set_title("Eigenvalues of $XX^T$")
         left.legend(loc="lower right")
         ends = torch.stack((gamma.min(), gamma.max()))
@@ -669,16 +695,24 @@ def activations_by_block(peaks: dict[str, Tensor], beyond: Tensor, bound: float)
 
 def networks_by_epoch(errors: dict[str, dict[str, list[float]]]) -> Figure:
     """08: the error of each network by epoch, with either step for s; errors: by network and
-    step."""
+    step. Where it more than doubles the axis is logarithmic."""
     with viz.style():
-        figure, axes = plt.subplots(1, len(errors), figsize=(9.5, 3), sharey=True)
+        figure, axes = plt.subplots(1, len(errors), figsize=(9.8, 3))
         for axis, (title, by_step) in zip(axes, errors.items(), strict=True):
             for label, values in by_step.items():
                 colour, look = GATE_LOOKS[label]
                 axis.plot(values, look, color=colour, label=label)
-            axis.set(title=title, xlabel="epoch", xticks=range(len(values)), yscale="log")
-        axes[0].set_ylabel("relative error of the network")
-        axes[0].legend(fontsize=9, loc="lower left")
+            axis.set_title(title, fontsize=10)
+            axis.set(xlabel="epoch", xticks=range(len(values)))
+            every = [value for values in by_step.values() for value in values]
+            if max(every) > 2 * min(every):
+                axis.axhline(1, color="black", linestyle=":")
+                axis.text(0, 1.1, "1: no output", fontsize=9, va="bottom")
+                axis.set(yscale="log", ylim=(0.005, 3), ylabel="relative error (log scale)")
+                axis.yaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_ylabel("relative error")
+        axes[0].legend(fontsize=9)
     return figure
 
 
@@ -723,7 +757,8 @@ def rungs_of_two_models(panels: dict[str, dict[str, list[float]]]) -> Figure:
                 colour = viz.STYLES.get(key, viz.STYLES["admm:guided"])[0]
                 axis.barh(place, values[0], color=colour, alpha=0.45)
                 axis.plot(values, [place] * len(values), "o", color=colour, markersize=4)
-                share = f"{values[0]:.0f} %"
+                ends = dict.fromkeys(f"{end:.0f}" for end in (min(values), max(values)))
+                share = f"{' to '.join(ends)} %"
                 axis.text(max(values) + 1.5, place, share, va="center", fontsize=9)
             axis.set(yticks=range(len(rungs)), yticklabels=rungs, xlim=(0, 112))
             axis.set_title(title, loc="left", fontsize=10)
@@ -736,28 +771,46 @@ def rungs_of_two_models(panels: dict[str, dict[str, list[float]]]) -> Figure:
 # 10 Head to head
 
 
-VARIANTS = {"sparsellm:paper": "--", "sparsellm:repaired": "-."}  # lines of their own
+VARIANTS = {  # with markers and lines of their own
+    "sparsellm:paper": ("<", "--"),
+    "sparsellm:repaired": (">", "-."),
+    "dsnot:published": ("x", ":"),
+}
+BASES = {"dsnot": "wanda", "sparsellm": "sparsegpt"}  # what a method's variants are held against
 
 
 def losses_by_method(rows: pd.DataFrame, title: str) -> Figure:
     """10: excess losses against the share of zeros (columns method, sparsity, excess,
-    excess_stderr), a line for each method."""
+    excess_stderr), a line for each method; a panel for the methods, and one for the variants of
+    each, with what they are held against."""
+    ranks = rows.groupby("method").excess.median().sort_values(ascending=False)
+    panels = {title: [name for name in ranks.index if ":" not in name]}
+    for method, base in BASES.items():
+        wanted = [name for name in ranks.index if name in (method, base) or f"{method}:" in name]
+        panels[f"{viz.label_of(method)}'s variants"] = wanted
     with viz.style():
-        figure, axis = plt.subplots(figsize=(8, 4))
-        for method in rows.groupby("method").excess.median().sort_values(ascending=False).index:
-            part = rows[rows.method == method].sort_values("sparsity")
-            look = viz.line_style(*viz.style_of(method)) | {"fillstyle": viz.fill_of(method)}
-            look |= {"linestyle": VARIANTS.get(method, look["linestyle"])}
-            zeros = (100 * part.sparsity).round()
-            axis.plot(zeros, part.excess, label=viz.label_of(method), markersize=5, **look)
-            look = {"color": look["color"], "linewidth": 1}
-            low, high = part.excess - part.excess_stderr, part.excess + part.excess_stderr
-            axis.vlines(zeros, low, high, **look)
-        axis.set(yscale="log", xlabel="zeros (%)", ylabel="excess loss (nats a token)")
-        axis.set(title=title, xticks=sorted({*zeros}))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure, axes = plt.subplots(1, len(panels), figsize=(11.5, 4.2), sharey=True)
+        for axis, (name, methods) in zip(axes, panels.items(), strict=True):
+            for method in methods:
+                _line_of_losses(axis, rows[rows.method == method], method)
+            axis.set(yscale="log", xlabel="zeros (%)", title=name)
+            axis.set_xticks(sorted({*(100 * rows.sparsity).round()}))
+            axis.legend(fontsize=8, loc="lower right", handlelength=3.5)
+        axes[0].set_ylabel("excess loss (nats a token)")
+        axes[0].yaxis.set_major_formatter("{x:g}")
     return figure
+
+
+def _line_of_losses(axis: Axes, part: pd.DataFrame, method: str) -> None:
+    """10: one method's excess losses with bars of one standard error."""
+    part = part.sort_values("sparsity")
+    colour, marker, line = viz.style_of(method)
+    marker, line = VARIANTS.get(method, (marker, line))
+    look = viz.line_style(colour, marker, line) | {"fillstyle": viz.fill_of(method)}
+    zeros = (100 * part.sparsity).round()
+    axis.plot(zeros, part.excess, label=viz.label_of(method), markersize=5, **look)
+    low, high = part.excess - part.excess_stderr, part.excess + part.excess_stderr
+    axis.vlines(zeros, low, high, color=colour, linewidth=1)
 
 
 def draw_losses(figure: Figure, rows: pd.DataFrame, title: str) -> None:
@@ -775,23 +828,31 @@ def draw_losses(figure: Figure, rows: pd.DataFrame, title: str) -> None:
 
 
 def cells_ahead(won: Tensor, methods: list[str], cells: int) -> Figure:
-    """10: in how many cells [m, m] the method of the row is ahead of that of the column."""
-    names = [viz.label_of(method) for method in methods]
+    """10: in how many cells [m, m] the method of the row is ahead of that of the column; the
+    highest sums on top."""
+    order = won.sum(1).argsort(descending=True, stable=True)
+    names = [viz.label_of(methods[place]) for place in order]
+    sums = [f"{name}: {won[place].sum()}" for name, place in zip(names, order, strict=True)]
     with viz.style():
         figure, axis = plt.subplots(figsize=(8.6, 5))
         title = f"Of {cells} cells: in how many the row is ahead of the column"
-        viz.numbers(axis, won, title, digits=0)
-        axis.set(aspect="auto", yticks=range(len(names)), yticklabels=names)
+        itself = torch.eye(len(names), dtype=torch.bool)
+        viz.numbers(axis, won[order][:, order], title, digits=0, empty=itself)
+        axis.set(aspect="auto", yticks=range(len(names)), yticklabels=sums)
         axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axis.set(xlabel="behind", ylabel="ahead, and the sum of the row")
     return figure
+
+
+COLUMNS = {"released": "published (released)"}  # of the verdict, as other figures call them
 
 
 def gaps_by_column(panels: dict[str, dict[tuple[str, str], tuple[float, float]]]) -> Figure:
     """10: gaps to a baseline with bars of two errors, by (column of the verdict, text); two panels
-    a row, which share their rows."""
+    a row, which share their rows and their scale."""
     with viz.style():
-        height = 0.8 + 0.22 * sum(map(len, panels.values())) / 2
-        figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(9, height), sharey="row")
+        height, shape = 1.8 + 0.22 * sum(map(len, panels.values())) / 2, (-(-len(panels) // 2), 2)
+        figure, axes = plt.subplots(*shape, figsize=(10, height), sharey="row", sharex="row")
         for axis, (title, gaps) in zip(axes.flat, panels.items(), strict=True):
             colour = viz.style_of(title.split()[0].lower())[0]  # of the method, its first word
             for place, (gap, error) in enumerate(gaps.values()):
@@ -799,13 +860,16 @@ def gaps_by_column(panels: dict[str, dict[tuple[str, str], tuple[float, float]]]
                 look = {"color": colour, "marker": "o", "fillstyle": "full" if clear else "none"}
                 axis.errorbar(gap, place, xerr=2 * error, capsize=2, markersize=5, **look)
             axis.axvline(0, color="black", linestyle=":")
-            axis.set(yticks=range(len(gaps)), yticklabels=[f"{c}: {text}" for c, text in gaps])
-            axis.set_title(title, fontsize=11)
+            names = [f"{COLUMNS.get(column, column)}: {text}" for column, text in gaps]
+            axis.set(yticks=range(len(gaps)), yticklabels=names)
+            axis.set_title(title, fontsize=11, pad=18)
+            above = {"fontsize": 9, "va": "bottom", "transform": axis.get_xaxis_transform()}
+            axis.text(0, 1, "← ahead ", ha="right", **above)
+            axis.text(0, 1, " behind →", ha="left", **above)
             axis.locator_params(axis="x", nbins=5)
+            axis.set_xlabel("loss against the baseline (nats)")
         for axis in np.atleast_2d(axes)[:, 0]:
             axis.invert_yaxis()
-        for axis in np.atleast_2d(axes)[-1]:
-            axis.set_xlabel("loss against the baseline (nats a token)")
     return figure
 
 
@@ -841,10 +905,11 @@ def losses_by_windows(losses: dict[str, dict[int, list[float]]]) -> Figure:
         for method, by_size in losses.items():
             colour, marker, line = viz.style_of(method)
             means = [sum(draws) / len(draws) for draws in by_size.values()]
-            axis.plot([*by_size], means, color=colour, linestyle=line, label=viz.label_of(method))
+            axis.plot([*by_size], means, color=colour, linestyle=line)
+            look = {"color": colour, "marker": marker, "fillstyle": "none"}
             for size, draws in by_size.items():
-                look = {"color": colour, "marker": marker, "linestyle": "", "fillstyle": "none"}
-                axis.plot([size] * len(draws), draws, **look)
+                axis.plot([size] * len(draws), draws, linestyle="", **look)
+            axis.plot([], [], linestyle=line, label=viz.label_of(method), **look)
         sizes = [*by_size]
         axis.set(xscale="log", yscale="log", xlabel="calibration windows of 256 tokens")
         axis.set_ylabel("excess loss (nats a token)")
@@ -882,7 +947,7 @@ TASKS = {"piqa": "PIQA", "arc_easy": "ARC easy", "winogrande": "WinoGrande"}
 
 def accuracies(record: pd.DataFrame) -> Figure:
     """11: recorded accuracies (columns task, model, method, accuracy, stderr, chance, all shares),
-    one panel a task."""
+    one panel a task; bars of one standard error to each side."""
     tasks = record.groupby("task", sort=False)
     with viz.style():
         figure, axes = plt.subplots(1, len(tasks), figsize=(9, 3.2), sharey=True)
@@ -892,7 +957,7 @@ def accuracies(record: pd.DataFrame) -> Figure:
                 look = {"color": colour, "marker": marker or "o", "capsize": 4}
                 axis.errorbar(100 * row.accuracy, place, xerr=100 * row.stderr, **look)
             axis.axvline(100 * rows.chance.iloc[0], color="black", linestyle=":")
-            axis.set(title=TASKS.get(task, task), xlabel="accuracy (%)")
+            axis.set(title=TASKS.get(task, task), xlabel="accuracy (%), ± one error")
         names = [f"{row.model}, {viz.label_of(row.method)}{row.zeros}" for row in rows.itertuples()]
         axes[0].set(yticks=range(len(rows)), yticklabels=names)
         axes[0].invert_yaxis()
@@ -911,10 +976,10 @@ def table_of_numbers(
     ylabel: str = "",
     digits: int = 2,
 ) -> Figure:
-    """13: a table [rows, columns], coloured by size."""
+    """13: a table [rows, columns], coloured by size; a dash where there is no number (NaN)."""
     with viz.style():
         figure, axis = plt.subplots(figsize=(6, 4))
-        viz.numbers(axis, values, digits=digits)
+        viz.numbers(axis, values, digits=digits, empty=values.isnan())
         axis.set_xticks(range(len(columns)), columns)
         axis.set_yticks(range(len(rows)), rows)
         axis.set(aspect="auto", title=title, xlabel=xlabel, ylabel=ylabel)
@@ -926,7 +991,8 @@ def draw_terms(figure: Figure, terms: dict[str, float], card: float, title: str)
     axis = figure.subplots()
     colours = ["#0072B2"] * (len(terms) - 1) + ["#E69F00"]
     axis.barh(range(len(terms)), [*terms.values()], color=colours)
-    viz.row_names(axis, [*terms])
+    *names, last = terms
+    viz.row_names(axis, [*names, f"{last} (in turns)"])
     axis.axvline(card, color="black", linestyle=":")
     axis.invert_yaxis()
     axis.locator_params(axis="x", nbins=4)
@@ -989,7 +1055,8 @@ def sparse_over_dense(series: dict[str, dict[int, tuple[list[float], list[float]
                 x = [100 * share for share in shares]
                 axis.plot(x, ratios, label=label, **viz.line_style(*look))
             axis.axhline(1, color="black", linestyle=":")
-            axis.set(yscale="log", xlabel="zeros (%)", xticks=[50, 70, 90, 99], title=name)
+            axis.text(49, 0.9, "1: as fast as dense", fontsize=8, va="top")
+            axis.set(yscale="log", xlabel="zeros (%)", xticks=[50, 70, 90, 95, 99], title=name)
             axis.yaxis.set_major_formatter("{x:g}")
         axes[0].set_ylabel("time of sparse over dense")
         axes[-1].legend(loc="lower left", fontsize=8)
@@ -1006,16 +1073,16 @@ def costs_and_shares(
         looks = (("#D55E00", "s", "--"), ("#0072B2", "o", "-"))
         for (label, values), look in zip(rises.items(), looks, strict=True):
             left.plot(blocks, values, label=label, **viz.line_style(*look))
-        left.set(ylabel="loss above the least (nats)", ylim=(0, None))
+        left.set(ylabel="loss (nats) above the\ncheapest block at 50 %", ylim=(0, None))
         left.set_title("What a block costs, pruned alone")
         bars = ((-0.2, "#E69F00", "//"), (0.2, "#009E73", ""))
         for (label, values), (side, colour, hatch) in zip(shares.items(), bars, strict=True):
             heights = [100 * share for share in values]
             right.bar(blocks + side, heights, 0.4, color=colour, hatch=hatch, label=label)
-        right.axhline(100 * target, color="black", linestyle=":")
+        right.axhline(100 * target, color="black", linestyle=":", label="target")
         right.set(ylabel="zeros (%)", ylim=(0, 110))
         right.set_title("What a block gets")
-        right.legend(ncols=2, loc="upper center")
+        right.legend(ncols=3, loc="upper center")
         left.legend()
         for axis in (left, right):
             axis.set(xlabel="block", xticks=blocks)
@@ -1029,10 +1096,13 @@ def hidden_word(rows: dict[str, tuple[float, float]], word: str) -> Figure:
     with viz.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.4), sharey=True)
         places = range(len(rows))
-        left.barh(places, perplexities, color=colours)
+        bars = left.barh(places, perplexities, color=colours)
+        left.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
+        left.margins(x=0.12)
         left.set(xlabel="perplexity", yticks=places, yticklabels=rows)
-        right.barh(places, [100 * share for share in shares], color=colours)
-        right.set(xlabel=f"places where “{word}” is the first choice (%)", xlim=(0, 100))
+        bars = right.barh(places, [100 * share for share in shares], color=colours)
+        right.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
+        right.set(xlabel=f"places where “{word}” is the first choice (%)", xlim=(0, 105))
         left.invert_yaxis()
         for axis in (left, right):
             axis.grid(axis="y", visible=False)
@@ -1046,8 +1116,9 @@ def draw_owl(figure: Figure, outliers: Tensor, shares: Tensor, title: str) -> No
     left.plot(100 * outliers, "s-", color="#D55E00")
     left.set(xlabel="block", xticks=ends, ylabel="outliers (%)")
     left.set_ylim(0, 115 * outliers.max().item())
-    right.plot(100 * shares, "o-", color="#0072B2")
+    right.plot(100 * shares, "o-", color="#E69F00")  # as OWL's bars in costs_and_shares
     right.axhline(70, color="black", linestyle=":")
+    right.text(ends[1], 69, "target", fontsize=8, ha="right", va="top")
     right.set(xlabel="block", xticks=ends, ylabel="zeros (%)", ylim=(45, 95), yticks=[50, 70, 90])
     figure.suptitle(title, fontsize=9)
 
@@ -1055,23 +1126,36 @@ def draw_owl(figure: Figure, outliers: Tensor, shares: Tensor, title: str) -> No
 # 12 The papers' figures, made here
 
 
+def reference(figure: Figure, value: float, label: str) -> None:
+    """12: into a recorded figure, a dotted line at what its text compares with."""
+    axis = figure.axes[0]
+    axis.axhline(value, color="black", linestyle=":", label=label)
+    axis.legend(fontsize=8, frameon=False)
+
+
+FAMILIES = {"OPT": "-", "LLaMA-1": "--", "LLaMA-2": ":"}
+ASIDE = {"wanda": 1.07}  # Wanda's points would lie on SparseGPT's
+
+
 def size_against_loss(published: pd.DataFrame, ours: pd.DataFrame) -> Figure:
-    """12: the loss of pruning against billions of parameters, published (filled: OPT, half filled:
-    LLaMA) and ours (hollow); columns method, billions, excess, and family of the published."""
+    """12: the loss of pruning against billions of parameters, published (filled, a line for each
+    family) and ours (hollow); columns method, billions, excess, and family of the published."""
     with viz.style():
-        figure, axis = plt.subplots(figsize=(7.0, 3.4))
+        figure, axis = plt.subplots(figsize=(6.6, 3.4))
         groups = published.sort_values("billions").groupby(["method", "family"])
         for (method, family), rows in groups:
-            colour, marker, _ = viz.style_of(method)
-            opt = family == "OPT"
-            look = {"linestyle": "-" if opt else "none", "fillstyle": "full" if opt else "left"}
-            label = f"{viz.label_of(method)}, {family}"
-            axis.plot(rows.billions, rows.excess, marker, color=colour, label=label, **look)
+            look = viz.style_of(method)[:2] + (FAMILIES[family],)
+            places = rows.billions * ASIDE.get(method, 1)
+            axis.plot(places, rows.excess, markersize=5, **viz.line_style(*look))
         for method, rows in ours.groupby("method"):
-            colour, marker, _ = viz.style_of(method)
-            look = {"fillstyle": "none", "linestyle": "none"}
-            look["label"] = f"{viz.label_of(method)}, ours"
-            axis.plot(rows.billions, rows.excess, marker, color=colour, **look)
+            look = viz.line_style(*viz.style_of(method)[:2], "") | {"fillstyle": "none"}
+            axis.plot(rows.billions * ASIDE.get(method, 1), rows.excess, **look)
+        for method in published.method.unique():
+            look = viz.line_style(*viz.style_of(method)[:2], "")
+            axis.plot([], [], label=viz.label_of(method), **look)
+        for family, line in FAMILIES.items():
+            axis.plot([], [], color="#444444", linestyle=line, label=family)
+        axis.plot([], [], "o", color="#444444", fillstyle="none", label="hollow: ours")
         axis.set(xscale="log", ylim=(-0.1, 12), xlabel="parameters (billions)")
         axis.set_yscale("symlog", linthresh=0.03)
         axis.yaxis.set_major_formatter("{x:g}")
@@ -1081,16 +1165,38 @@ def size_against_loss(published: pd.DataFrame, ours: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_packed(axis: Axes, table: pd.DataFrame, limit: float) -> None:
+def draw_packed(axis: Axes, table: pd.DataFrame, limit: float, legend: bool = False) -> None:
     """12: perplexity against packed MiB, all methods; what takes more than the limit on grey."""
-    mib = table.packed_bytes / 2**20
+    mib, top = table.packed_bytes / 2**20, table.perplexity.max()
     for name, rows in table.groupby("method", sort=False):
         colour, marker, _ = viz.style_of(name)
         look = {"color": colour, "fillstyle": viz.fill_of(name), "markersize": 5}
-        axis.plot(mib[rows.index], rows.perplexity, marker, **look)
+        axis.plot(mib[rows.index], rows.perplexity, marker, label=viz.label_of(name), **look)
     axis.axvspan(min(limit, 1.1 * mib.max()), 1.1 * mib.max(), color="#dddddd", zorder=0)
-    axis.set(xlabel="packed MiB", ylabel="perplexity")
+    axis.set(xlabel="packed MiB (grey: too large)", ylabel="perplexity", ylim=(30, 3 * top))
     axis.locator_params(axis="x", nbins=4)
     axis.set_yscale("log", subs=[])  # without small ticks, which take long to draw
-    if limit < mib.max():
-        axis.text(0.93, 0.95, "too large", transform=axis.transAxes, ha="right", va="top")
+    for _, rows in table.groupby("asked"):  # 2:4 is a half, too
+        names = "\n".join(map(_zeros, rows.pattern.unique()))
+        place = (mib[rows.index].mean(), 1.3 * rows.perplexity.max())
+        axis.text(*place, names, fontsize=7, ha="center")
+    if legend:
+        place = {"loc": "upper right", "borderpad": 0, "handletextpad": 0}
+        axis.legend(fontsize=6, labelspacing=0.2, **place)
+
+
+def _zeros(pattern: str) -> str:
+    """12: '0.7' as '70 %', '2:4' as it is."""
+    return pattern if ":" in pattern else f"{100 * float(pattern):g} %"
+
+
+def ring(axis: Axes, mib: float, best: pd.Series) -> None:
+    """12: the best row that fits, drawn last, in a ring, with its method and its zeros."""
+    colour, marker, _ = viz.style_of(best.method)
+    look = {"color": colour, "fillstyle": viz.fill_of(best.method), "markersize": 5}
+    axis.plot(mib, best.perplexity, marker, **look)
+    axis.plot(mib, best.perplexity, "o", markersize=13, color="black", fillstyle="none")
+    said = f"{viz.label_of(best.method)}, {_zeros(best.pattern)}"
+    side, shift = ("right", 8) if mib > sum(axis.get_xlim()) / 2 else ("left", -8)
+    below = {"xytext": (shift, -9), "textcoords": "offset points", "va": "top", "ha": side}
+    axis.annotate(said, (mib, best.perplexity), fontsize=8, **below)

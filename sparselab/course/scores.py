@@ -99,7 +99,8 @@ def scoreboard(*, zeros: float = 0.7, model: str = "opt-mini") -> None:
 
 
 def picture(rows: list[dict], dense: float | None, protocol: str = PROTOCOL) -> Figure:
-    """Rows as dots, sorted, each with its number; the dense model as a line."""
+    """Rows as dots, sorted, each with its number; the dense model as a line. A row that knows the
+    error of its loss above dense has a bar of one such error to each side."""
     rows = sorted(rows, key=lambda row: -row["perplexity"])
     values = [row["perplexity"] for row in rows]
     low, high = min([*values, dense or values[0]]), max([*values, dense or 0])
@@ -108,17 +109,22 @@ def picture(rows: list[dict], dense: float | None, protocol: str = PROTOCOL) -> 
         for place, row in enumerate(rows):
             colour, marker, _ = _style(row["name"])
             axis.plot([low, row["perplexity"]], [place, place], color=colour, alpha=0.35)
-            axis.plot(row["perplexity"], place, color=colour, marker=marker, markersize=7)
+            below, above = _bar(row)
+            look = {"color": colour, "marker": marker, "markersize": 7, "capsize": 3}
+            axis.errorbar(row["perplexity"], place, xerr=[[below], [above]], **look)
             axis.annotate(
                 f"{row['perplexity']:.1f}",
-                (row["perplexity"], place),
+                (row["perplexity"] + above, place),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
             )
         if dense:
             axis.axvline(dense, color="black", linestyle=":")
-            axis.set_title(f"dotted line: the dense model, {dense:.1f}", loc="left", fontsize=10)
+            title = f"dotted line: the dense model, {dense:.1f}"
+            if any("excess_stderr" in row for row in rows):
+                title += "; bars: ± one paired error"
+            axis.set_title(title, loc="left", fontsize=10)
         axis.set(
             yticks=range(len(rows)),
             yticklabels=[_label(row) for row in rows],
@@ -126,7 +132,7 @@ def picture(rows: list[dict], dense: float | None, protocol: str = PROTOCOL) -> 
             xlabel=f"perplexity, {protocol}",
         )
         if high > 6 * low:  # a few broken pruners must not squeeze the others together
-            axis.set_xscale("log")
+            axis.set(xscale="log", xlabel=f"perplexity (log scale), {protocol}")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter("{x:g}")
@@ -135,6 +141,12 @@ def picture(rows: list[dict], dense: float | None, protocol: str = PROTOCOL) -> 
             axis.set_xlim(low - 0.04 * (high - low), high + 0.12 * (high - low) + 1e-6)
         axis.grid(False, axis="y")
     return figure
+
+
+def _bar(row: dict) -> tuple[float, float]:
+    """The error of the loss above dense, as perplexities below and above the row's."""
+    error = row.get("excess_stderr", 0.0)
+    return row["perplexity"] * (1 - math.exp(-error)), row["perplexity"] * math.expm1(error)
 
 
 def _label(row: dict) -> str:

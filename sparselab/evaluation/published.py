@@ -5,6 +5,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import viz
@@ -133,11 +134,12 @@ def gaps(
             f" ({', '.join(mine.model.unique())}; {', '.join(mine.method.unique())}). Choose some"
             " of sl.papers() as theirs=, and pass mixed=True if their model is another."
         )
-    table["difference"] = [_difference(row) for row in table.to_dict("records")]
+    table["difference"] = [", ".join(_differences(row)) for row in table.to_dict("records")]
     if table.difference.any() and not mixed:
+        differences = "; ".join(text for text in table.difference.unique() if text)
         raise SparselabError(
-            f"ours and theirs cannot be compared: {'; '.join(_distinct(table.difference))}. Run the"
-            " same protocol, or pass mixed=True to draw both with the difference in the label."
+            f"ours and theirs cannot be compared: {differences}. Run the same protocol, or pass"
+            " mixed=True to draw both with the difference in the title."
         )
     table["gap"] = table.perplexity - table.value
     return table.assign(gap_percent=100 * table.gap / table.value)
@@ -163,7 +165,7 @@ def _ours(ours: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return groups[["perplexity", "stderr"]].mean()
 
 
-def _difference(row: dict) -> str:
+def _differences(row: dict) -> list[str]:
     """What differs between our protocol and theirs, in words."""
     found = []
     for key, words in PROTOCOL.items():
@@ -175,11 +177,7 @@ def _difference(row: dict) -> str:
         found.append(f"the first {windows} windows here, without a record of how many the text has")
     elif windows < of_text:
         found.append(f"the first {windows} of {of_text:.0f} windows here, all there")
-    return ", ".join(found)
-
-
-def _distinct(texts: pd.Series) -> list[str]:
-    return [text for text in texts.unique() if text]
+    return found
 
 
 def overlay(
@@ -199,8 +197,9 @@ def overlay(
     Returns
     -------
     figure : Figure
-        Ours are filled, with standard errors, theirs hollow; the signed gap in percent stands at
-        each pair.
+        Under one protocol ours are filled, with standard errors, theirs hollow; the signed gap in
+        percent stands at each pair. Where protocols differ, each model has a panel and an axis of
+        its own, for only the shapes may be compared.
     description : str
         The same numbers in a sentence.
 
@@ -210,28 +209,82 @@ def overlay(
         As `gaps`.
     """
     table = gaps(ours, theirs, dataset=dataset, mixed=mixed)
+    found = (part for row in table.to_dict("records") for part in _differences(row))
+    differences = [*dict.fromkeys(found)]
     with viz.style():
-        figure, axis = plt.subplots(figsize=(max(5.5, 0.8 * len(table) + 2), 4.2))
-        names = []
-        for place, row in enumerate(table.itertuples()):
-            _pair(axis, place, row)
-            names.append(f"{viz.label_of(row.method)}\n{row.pattern.split(' = ')[0]}")
-        axis.set_xticks(range(len(table)), names, rotation=45, ha="right", fontsize=8)
-        axis.set(yscale="log", ylabel=f"perplexity on {dataset}", xlim=(-0.6, len(table) - 0.4))
-        axis.margins(y=0.15)
-        models, sources = ", ".join(table.model.unique()), "; ".join(table.paper.unique())
-        axis.plot([], [], "ko", label=f"ours: {models}")
-        axis.plot([], [], "ko", markerfacecolor="white", label=f"published: {sources}")
-        figure.legend(loc="outside upper left", fontsize=8)
-        differences = _distinct(table.difference)
-        if differences:
-            wide = int(12 * figure.get_figwidth())  # letters of size 8 in a line
-            lines = textwrap.wrap(f"NOT the same protocol: {'; '.join(differences)}", wide)
-            axis.set_title("\n".join(lines), fontsize=8, color="#D55E00")
+        figure = _panels(table, differences) if differences else _pairs(table)
+        figure.axes[0].set_ylabel(f"perplexity on {dataset}")
     return figure, _sentence(table, dataset, differences)
 
 
-def _pair(axis, place: int, row) -> None:
+def _zeros(pattern: str) -> str:
+    """'0.7' as '70 %', '2:4 = 0.5' as '2:4'."""
+    parsed = Pattern.parse(pattern)
+    if parsed.m:
+        return f"{parsed.n}:{parsed.m}"
+    return f"{100 * parsed.sparsity:g} %"
+
+
+def _pairs(table: pd.DataFrame) -> Figure:
+    """Ours and theirs side by side, method by method."""
+    figure, axis = plt.subplots(figsize=(max(5.5, 0.8 * len(table) + 2), 4.2))
+    for place, row in enumerate(table.itertuples()):
+        _pair(axis, place, row)
+    names = [f"{viz.label_of(row.method)}\n{_zeros(row.pattern)}" for row in table.itertuples()]
+    axis.set_xticks(range(len(table)), names, rotation=45, ha="right", fontsize=8)
+    axis.set(yscale="log", xlim=(-0.6, len(table) - 0.4), xlabel="method and zeros")
+    axis.margins(y=0.15)
+    models, sources = ", ".join(table.model.unique()), "; ".join(table.paper.unique())
+    axis.plot([], [], "ko", label=f"ours: {models}; in %: above the paper's")
+    axis.plot([], [], "ko", markerfacecolor="white", label=f"from the paper: {sources}")
+    figure.legend(loc="outside upper left", fontsize=8)
+    return figure
+
+
+def _panels(table: pd.DataFrame, differences: list[str]) -> Figure:
+    """A panel for each model of ours and of theirs, with its own axis: from the dense model over
+    the sparsities, a line for each method; n:m as points."""
+    sources = (("ours", "model", "perplexity"), ("from the paper", "model_theirs", "value"))
+    sides = [
+        (f"{words}: {model}", rows, values)
+        for words, key, values in sources
+        for model, rows in table.groupby(key, sort=False)
+    ]
+    figure, axes = plt.subplots(1, len(sides), figsize=(3.8 * len(sides), 3.9), squeeze=False)
+    patterns = sorted(table.pattern.unique(), key=_shares_first)
+    for axis, (title, rows, values) in zip(axes[0], sides, strict=True):
+        _panel(axis, rows, values, patterns)
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks(range(len(patterns)), map(_zeros, patterns))
+        axis.set(xlabel="zeros", xlim=(-0.3, len(patterns) - 0.7))
+    axes[0, 0].legend(fontsize=8)
+    wide = int(12 * figure.get_figwidth())  # letters of size 8 in a line
+    lines = textwrap.wrap(f"NOT the same protocol: {'; '.join(differences)}", wide)
+    figure.suptitle("\n".join(lines), fontsize=8, color="#D55E00")
+    return figure
+
+
+def _shares_first(pattern: str) -> tuple[bool, float]:
+    """The order of patterns on an axis: n:m stand behind."""
+    parsed = Pattern.parse(pattern)
+    return bool(parsed.m), parsed.sparsity
+
+
+def _panel(axis: Axes, rows: pd.DataFrame, values: str, patterns: list[str]) -> None:
+    """One model's perplexities, those of the column `values`."""
+    dense = rows[rows.method == "dense"]
+    if len(dense):
+        axis.axhline(dense[values].iloc[0], color="black", linestyle=":", label="dense")
+    for method, part in rows[rows.method != "dense"].groupby("method", sort=False):
+        part = pd.concat([dense, part]).assign(place=lambda t: t.pattern.map(patterns.index))
+        look = viz.line_style(*viz.style_of(method)) | {"fillstyle": viz.fill_of(method)}
+        grouped = part.pattern.str.contains(":")
+        shares = part[~grouped].sort_values("place")
+        axis.plot(shares.place, shares[values], label=viz.label_of(method), **look)
+        axis.plot(part.place[grouped], part[values][grouped], **{**look, "linestyle": "none"})
+
+
+def _pair(axis: Axes, place: int, row) -> None:
     """One of ours and one of theirs, joined by a line with the gap."""
     colour, marker, _ = viz.style_of(row.method)
     marker = marker or "o"
@@ -247,7 +300,8 @@ def _pair(axis, place: int, row) -> None:
 def _sentence(table: pd.DataFrame, dataset: str, differences: list[str]) -> str:
     pairs = []
     for row in table.itertuples():
-        ours = f"{viz.label_of(row.method)} at {row.pattern} {row.perplexity:.2f}"
-        pairs.append(f"{ours} against {row.value:g} ({row.gap_percent:+.1f} %)")
+        ours = f"{viz.label_of(row.method)} at {_zeros(row.pattern)} {row.perplexity:.2f}"
+        gap = "" if differences else f" ({row.gap_percent:+.1f} %)"  # of different things: no gap
+        pairs.append(f"{ours} against {row.value:g}{gap}")
     warning = f" The protocols differ: {'; '.join(differences)}." if differences else ""
     return f"perplexity on {dataset}, ours against published: {', '.join(pairs)}.{warning}"

@@ -251,6 +251,16 @@ def _loop_converges() -> tuple[str, str]:
     return _share(settled), f"{'; '.join(words)} (converged: below {100 * STILL:.0f} %)"
 
 
+def _as_released() -> tuple[str, str]:
+    """Its gate's steps are bounded; what the released steps, of a fixed rate, do is said beside."""
+    verdict, numbers = duel(sweeps(), "sparsellm:published", ["sparsegpt"], FROM_70)
+    row = recorded("gated_loop.csv").query("text == 'demo' and pattern == '0.7'").iloc[0]
+    return verdict, (
+        f"{numbers} with bounded steps for the gate; the released ones, of a fixed rate, lose"
+        f" {row.model}: {row.excess:.1f} nats above dense at 70 %, one draw"
+    )
+
+
 def _penalties() -> tuple[str, str]:
     table = recorded("figures/alpha-beta-opt-mini.csv")
     pairs = table.method.str.extract(r"alpha=([\d.]+);beta=([\d.]+)").astype(float)
@@ -389,10 +399,10 @@ CLAIMS = (
         lambda: duel(sweeps(), "sparsellm:paper", ["sparsegpt"], FROM_70),
     ),
     Claim(
-        "From 70 % on it beats SparseGPT: the code as released",
+        "From 70 % on it beats SparseGPT: the code as released, a gate's steps bounded",
         "SparseLLM",
         ("sparsellm-table-1", "sparsellm-table-2"),
-        lambda: duel(sweeps(), "sparsellm:published", ["sparsegpt"], FROM_70),
+        _as_released,
     ),
     Claim(
         "From 70 % on it beats SparseGPT: with its regression repaired",

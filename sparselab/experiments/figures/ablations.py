@@ -1,8 +1,8 @@
 """One hyper-parameter at a time, three seeds."""
 
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +21,7 @@ CYCLES = (1, 5, 10, 20, 50, 100)
 GROWING = ("expected", "wanda", "magnitude")
 DROPPING = ("wanda", "magnitude", "expected")
 STARTS = ("magnitude", "wanda", "sparsegpt")
+RULES = {"expected": "expected error", "wanda": "Wanda's score", "magnitude": "magnitude"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A hyper-parameter by name, and the runs that vary it."""
+    """A hyper-parameter by name, the runs that vary it, whether its values have an order, and
+    series that need another label."""
 
     name: str
     runs: Callable[[Profile], list[Run]]
+    ordered: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def table(self, profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
         """A row a run, seed and text, with its series and x."""
@@ -56,24 +60,37 @@ class Ablation:
 
     def draw(self, table: pd.DataFrame) -> tuple[plt.Figure, str]:
         """Loss above the dense model's, the mean of the seeds with their standard deviation; a
-        panel for each text."""
+        panel for each text. Values without an order get dots and no line."""
         texts, sparsity = table.text.unique(), table.pattern.iloc[0]
-        size = (5.2 * len(texts) + 0.8, 3.8)
+        size = (4.6 * len(texts) + 0.8, 3.2)
         canvas, axes = plt.subplots(1, len(texts), figsize=size, squeeze=False)
         for axis, text in zip(axes[0], texts, strict=True):
-            lines = table[table.text == text].groupby("series", sort=False)
-            for place, (series, rows) in enumerate(lines):
-                points = rows.groupby("x", sort=False).excess.agg(["mean", "std"])
-                draw_means(axis, points, **_series_look(series, place), capsize=3)
+            self._draw_series(axis, table[table.text == text])
             axis.set(xlabel=self.name, ylabel=f"loss above dense, {text_of(text)} (nats)")
             axis.legend(fontsize=8)
             from_zero(axis)
         title = f"{title_of(table)}, {zeros_of(sparsity)}"
-        caption(canvas, textwrap.fill(title, 80 * len(texts)))
+        caption(canvas, textwrap.fill(title, 72 * len(texts)))
         return canvas, (
             f"loss above dense in nats against {self.name}, {zeros_of(sparsity)},"
             f" {title_of(table)}; lowest: {_lowest(table)}."
         )
+
+    def _draw_series(self, axis: plt.Axes, table: pd.DataFrame) -> None:
+        lines = table.groupby("series", sort=False)
+        for place, (series, rows) in enumerate(lines):
+            points = rows.groupby("x", sort=False).excess.agg(["mean", "std"])
+            look = _series_look(series, place) | {"capsize": 3}
+            look["label"] = self.labels.get(series, look["label"])
+            if self.ordered:
+                draw_means(axis, points, **look)
+            elif points["mean"].nunique() == 1 < len(points):  # the same at every x
+                axis.axhline(points["mean"].iloc[0], color="black", linestyle=":", label=series)
+            else:
+                side = 0.4 * ((place + 0.5) / len(lines) - 0.5)
+                beside = points.set_axis([x + side for x in range(len(points))])
+                draw_means(axis, beside, **{**look, "linestyle": "none"})
+                axis.set_xticks(range(len(points)), points.index)
 
 
 def _lowest(table: pd.DataFrame) -> str:
@@ -143,9 +160,10 @@ def _cycle_runs(profile: Profile) -> list[Run]:
 
 
 def _criteria_runs(profile: Profile) -> list[Run]:
-    runs = [Run("the start, Wanda's masks", drop, "wanda") for drop in DROPPING]
+    runs = [Run("the start, Wanda's masks", RULES[drop], "wanda") for drop in DROPPING]
     for grow, drop in product(GROWING, DROPPING):
-        runs.append(Run(f"regrown by {grow}", drop, f"dsnot:grow={grow};drop={drop}"))
+        method = f"dsnot:grow={grow};drop={drop}"
+        runs.append(Run(f"regrown by {RULES[grow]}", RULES[drop], method))
     return runs
 
 
@@ -161,13 +179,17 @@ def _start_runs(profile: Profile) -> list[Run]:
 
 ABLATIONS = {
     "samples": Ablation("calibration windows", _sample_runs),
-    "damp": Ablation("damping, as a share of the mean diagonal", _damp_runs),
+    "damp": Ablation(
+        "damping, as a share of the mean diagonal",
+        _damp_runs,
+        labels={"sparsellm": "SparseLLM, ridge of its regressions"},
+    ),
     "block-size": Ablation("columns in a block", _block_runs),
     "alpha-beta": Ablation("alpha (gamma = 1)", _penalty_runs),
     "epochs": Ablation("epochs of the loop", _epoch_runs),
-    "order": Ablation("order of the matrices", _order_runs),
+    "order": Ablation("order of the matrices", _order_runs, ordered=False),
     "threshold": Ablation("error at which a row rests", _threshold_runs),
     "cycles": Ablation("swaps a row at most", _cycle_runs),
-    "criteria": Ablation("pruned by", _criteria_runs),
-    "starts": Ablation("the mask it starts from", _start_runs),
+    "criteria": Ablation("pruned by", _criteria_runs, ordered=False),
+    "starts": Ablation("the mask it starts from", _start_runs, ordered=False),
 }

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ...models.architecture import blocks_of, family_of
-from ...viz import STYLES
+from ...viz import line_style
 from ..profiles import LOOP, Profile
 from ..subject import subject_of
 from ..sweep import jobs_of
@@ -15,10 +15,10 @@ from .drawing import caption, draw_means, from_zero, look_of, plain_log, title_o
 
 # SparseLLM's figure 3: block and sparsity, OPT-125m and LLaMA-2-13b.
 FIGURE_3 = {"OPT": (3, "0.8"), "LLaMA": (6, "0.7")}
-TERMS = {  # of the objective: line, and what it is about
-    "alpha_term": ("--", r"$\alpha$: z against the first matrix"),
-    "beta_term": ("-", r"$\beta$: output against the second"),
-    "gamma_term": (":", r"$\gamma$: p against the activation"),
+TERMS = {  # of the objective: look (no method's), and what it is about
+    "alpha_term": (("#117733", "s", "--"), r"$\alpha$: before the activation"),
+    "beta_term": (("#AA4499", "D", "-."), r"$\beta$: the output"),
+    "gamma_term": (("#4477AA", "o", ":"), r"$\gamma$: the activation"),
 }
 
 
@@ -46,23 +46,26 @@ def convergence_table(profile: Profile, file: Path, progress: bool) -> pd.DataFr
 
 
 def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
-    """The penalty terms of the published loop, and each loop's true error as a multiple of that
-    after its first epoch, seed by seed: the targets differ (the dense block's output; the dense
-    model's stream), and so errors do not compare.
+    """The penalty terms of the published loop and their sum, and each loop's true error as a
+    multiple of that after its first epoch, seed by seed: the targets differ (the dense block's
+    output; the dense model's stream), and so errors do not compare.
     """
     first = table.groupby(["method", "seed"]).error.transform("first")
-    groups = table.assign(ratio=table.error / first).groupby(["method", "epoch"], sort=False)
-    means = groups[["error", "ratio", *TERMS]].agg(["mean", "std"])
+    table = table.assign(ratio=table.error / first, objective=table[[*TERMS]].sum(axis=1))
+    groups = table.groupby(["method", "epoch"], sort=False)
+    means = groups[["error", "ratio", "objective", *TERMS]].agg(["mean", "std"])
     canvas, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     left.set(title="the published loop's objective", ylabel="penalty a token", yscale="log")
     right.set(title="the error that it stands for", ylabel="error / that of the first epoch")
-    ends = []
+    ends, falls = [], ""
     for name, rows in means.groupby(level=0, sort=False):
         published, rows = "published" in name, rows.loc[name]
         if published:
             _draw_terms(left, rows)
+            falls = f"; the published loop's objective {_from_to(rows.objective)}, its beta term"
+            falls += f" {_from_to(rows.beta_term)}"
         look = look_of("sparsellm:published" if published else "sparsellm")
-        draw_means(right, rows.ratio, **{**look, "fillstyle": "full"}, capsize=2)
+        draw_means(right, rows.ratio, **look, capsize=2)
         low, high = rows.error["mean"].iloc[[0, -1]]
         ends.append(f"{'published' if published else 'default'} {low:.3f} to {high:.3f}")
     for axis, place in ((left, "best"), (right, "lower left")):
@@ -76,11 +79,16 @@ def draw_convergence(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     caption(canvas, where)
     return canvas, (
         f"SparseLLM's loop in {where}: relative output error, each against its own target, from the"
-        f" first to the last epoch, {', '.join(ends)}."
+        f" first to the last epoch, {', '.join(ends)}{falls}."
     )
 
 
+def _from_to(points: pd.DataFrame) -> str:
+    first, last = points["mean"].iloc[[0, -1]]
+    return f"{first:.2g} to {last:.2g}"
+
+
 def _draw_terms(axis: plt.Axes, means: pd.DataFrame) -> None:
-    look = {"color": STYLES["sparsellm"][0], "marker": "v", "capsize": 2}
-    for term, (line, label) in TERMS.items():
-        draw_means(axis, means[term], linestyle=line, label=label, **look)
+    draw_means(axis, means.objective, color="black", linewidth=3, capsize=2, label="their sum")
+    for term, (look, label) in TERMS.items():
+        draw_means(axis, means[term], label=label, markersize=5, capsize=2, **line_style(*look))

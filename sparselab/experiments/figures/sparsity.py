@@ -10,6 +10,9 @@ from ...viz import label_of
 from ..profiles import Profile
 from .drawing import caption, look_of, plain_log, text_of, title_of, words_of
 
+SAME = {"swaps:wanda": "swaps"}  # one method under two names of sweeps
+STARTS = {"dsnot:magnitude": "m", "dsnot:wanda": "W", "dsnot:sparsegpt": "S"}
+
 
 def sparsity_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame:
     """All methods at all patterns, the first seed."""
@@ -20,6 +23,7 @@ def sparsity_table(profile: Profile, file: Path, progress: bool) -> pd.DataFrame
 def draw_sparsity(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     """A row of panels for each text: curves over the fractions, points for n:m, those of the two
     that there are; the dense model dotted."""
+    table = table.assign(method=table.method.replace(SAME))
     texts, grouped = table.text.unique(), table.pattern.str.contains(":")
     kinds = [  # rows, how they are drawn, label of the axis, width
         (table[~grouped], _draw_curves, "zeros (%)", 1.6),
@@ -40,7 +44,8 @@ def draw_sparsity(table: pd.DataFrame) -> tuple[plt.Figure, str]:
         line[0].set(ylabel=f"perplexity on {text_of(text)}")
     shown = axes[0, 0]
     canvas.legend(*shown.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    caption(canvas, title_of(table))
+    starts = table.method[grouped].isin(STARTS).any()
+    caption(canvas, title_of(table), "m, W, S: DSnoT's starts" if starts else "")
     return canvas, f"perplexity against sparsity, {title_of(table)}; lowest at {_lowest(table)}."
 
 
@@ -72,5 +77,8 @@ def _draw_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
         shift = 0.7 * ((place + 0.5) / len(methods) - 0.5)
         x = part.pattern.map(patterns.index) + shift
         axis.errorbar(x, part.perplexity, part.stderr, **look, capsize=2)
+        for place in zip(x, part.perplexity, strict=True):
+            above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(STARTS.get(name, ""), place, fontsize=7, **above)
     axis.set_xticks(range(len(patterns)), patterns)
     axis.set_xlim(-0.5, len(patterns) - 0.5)

@@ -69,9 +69,9 @@ def distribution(
 
 
 def draw_weights(table: pd.DataFrame) -> tuple[plt.Figure, str]:
-    """Outlines of the distributions on one scale, and the share kept against the size in the dense
-    model."""
-    canvas, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    """Outlines of the distributions on one scale without the zeros, and the share kept against the
+    size in the dense model."""
+    canvas, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
     dense = table[(table.quantity == "dense") & (table.method == table.method.iloc[0])]
     left.fill_between(dense.x, dense.y, step="mid", color="#cccccc", label="dense")
     largest = []
@@ -94,8 +94,9 @@ def draw_weights(table: pd.DataFrame) -> tuple[plt.Figure, str]:
     )
     right.legend(fontsize=8)
     sparsity = zeros_of(table.pattern.iloc[0])
-    caption(canvas, f"{title_of(table)}, {sparsity}. All beyond ±5 standard deviations is at ±5")
+    beyond = "left: the zeros are left out, and all beyond ±5 standard deviations is at ±5"
+    caption(canvas, f"{title_of(table)}, {sparsity}", beyond.capitalize())
     return canvas, (
-        f"weights before and after pruning to {sparsity}, {title_of(table)}; of the twentieth with"
-        f" the largest dense weights is kept: {', '.join(largest)}."
+        f"weights before and after pruning to {sparsity}, the zeros left out, {title_of(table)}; of"
+        f" the twentieth with the largest dense weights is kept: {', '.join(largest)}."
     )
