@@ -3,9 +3,8 @@
     python bench/stream_share.py
 
 opt-mini at 70 %, the guided call, 8 windows of 256 tokens of web pages, three draws; judged on
-Wikipedia articles and, with SPARSELAB_DATA, on WikiText-2. The package takes half. Were another
-share better by more than the error, or another one in each draw, it would have to be chosen, by
-calibration windows that are held out. A row is written when it is known.
+Wikipedia articles and, with SPARSELAB_DATA, on WikiText-2. The package takes half. What could be
+gained by another constant, or by the best share of each draw? A row is written when it is known.
 """
 
 import argparse

@@ -42,6 +42,9 @@ python nearness.py --out nearness-admm.csv --texts ptb,demo --sparsities 4:8 3:4
 # What ADMM's care for inputs that are always zero costs.
 python dead_inputs.py --out dead-inputs.csv
 
+# How much of the stream's lack, with few tokens.
+python stream_share.py --out stream-share.csv
+
 # The LLaMA family: all in one table, then with eight times the tokens. Days on two cores: choose.
 sweep $SMOLLM2 --texts demo,wikitext2 --sparsities 0.7 --out smollm2.csv \
   --methods "sparsegpt,wanda,sparsellm,alps,admm,admm:guided,admm:guided;reconstruct=True"
