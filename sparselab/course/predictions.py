@@ -32,8 +32,8 @@ _predictions: dict[str, Prediction] = {}
 
 
 def predict(key: str, question: str, guess: float | str | None = None, unit: str = "") -> None:
-    """Record a guess, None for no guess yet. key: notebook and number, such as '01.2'; unit follows
-    numbers: ' %'."""
+    """Record a guess, None for no guess yet. key: notebook and letter, such as '01b' (exercises
+    have numbers); unit follows numbers: ' %'."""
     _predictions[key] = Prediction(question, unit, guess)
     mine = "none yet: write one in place of None" if guess is None else f"{_number(guess)}{unit}"
     print(f"Prediction {key}: {question}\nYour guess: {mine}")
