@@ -7,7 +7,7 @@ BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 \
          --nbval-sanitize-with=tests/nbval_sanitize.cfg -p tools.nbval_plugin
 
-.PHONY: setup demo lab test test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site slides class bundle clean
+.PHONY: setup demo lab test units test-machines bench lint doctor notebooks readme tables zeroshot figures figures-page verdicts students site slides class bundle clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
@@ -29,9 +29,11 @@ lab: setup
 # Two processes of one thread each (OMP_NUM_THREADS=2: two): the tests are many and small, and two cores are what a
 # laptop has. ATEN_CPU_CAPABILITY=default or avx2 plays another processor.
 test: export OMP_WAIT_POLICY = passive# four threads on two cores: who waits must not spin
-test: setup lint
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
+test: setup lint units
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest notebooks -q -n 2 --dist loadscope $(NBVAL)
+
+units: setup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests -q -n 2 --dist worksteal
 
 # The tests and the notebooks under every instruction set that the processor has, with one thread and with two; the table
 # says how far each cell's numbers move. Three hours on two cores; broken off, the notebooks go on.

@@ -29,6 +29,18 @@ METHODS = (
 )
 
 
+def on_books(folder: Path, *texts: str) -> Sweep:
+    """opt-mini, calibrated on 64 x 256 tokens of books; judged on other books and these texts."""
+    return Sweep(
+        model="opt-mini",
+        corpus=str(folder / "books-train.txt.xz"),
+        samples=64,
+        seqlen=256,
+        texts=(str(folder / "books-heldout.txt.xz"), *texts),
+        windows=64,
+    )
+
+
 def main() -> None:
     """The runs that are missing in the table."""
     parser = argparse.ArgumentParser(
@@ -40,15 +52,7 @@ def main() -> None:
     parser.add_argument("--texts", default="wikitext2", help="beside the held-out books")
     parser.add_argument("--out", type=Path, default=Path("bench/nearness.csv"))
     args = parser.parse_args()
-    folder = Path(os.environ["SPARSELAB_DATA"])
-    sweep = Sweep(
-        model="opt-mini",
-        corpus=str(folder / "books-train.txt.xz"),
-        samples=64,
-        seqlen=256,
-        texts=(str(folder / "books-heldout.txt.xz"), *args.texts.split(",")),
-        windows=64,
-    )
+    sweep = on_books(Path(os.environ["SPARSELAB_DATA"]), *args.texts.split(","))
     model, tokenizer = sl.load(sweep.model)
     unpruned, dense = sweep.perplexities(model), dense_weights(model)
     references = []

@@ -63,6 +63,11 @@ class Pattern:
             )
         vars(self).update(sparsity=sparsity, n=int(n), m=int(m))  # past the lock of frozen
 
+    @property
+    def words(self) -> str:
+        """As a text says it: '70 %', '2:4'."""
+        return f"{self.n}:{self.m}" if self.m else f"{100 * self.sparsity:g} %"
+
     @classmethod
     def parse(cls, spec: "float | str | Pattern") -> "Pattern":
         """A fraction in [0, 1) or a text such as '2:4'; a SparselabError says what else it was."""

@@ -10,12 +10,12 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 
-from .viz import style
+from .viz import KEPT, PRUNED, style
 
 # What a part is in pruning: face, edge, line.
 ROLES = {
-    "plain": ("#ffffff", "#444444", "-"),
-    "pruned": ("#a6cbe9", "#0072B2", "-"),  # a matrix that gets zeros, or a weight that is zero
+    "plain": (KEPT[0], "#444444", "-"),
+    "pruned": (*PRUNED, "-"),  # a matrix that gets zeros, or a weight that is zero
     "free": ("#fdebc6", "#E69F00", "--"),  # what the method may change
     "frozen": ("#dedede", "#777777", "-"),  # what it leaves as it is
     "wrong": ("#eb9b73", "#D55E00", "-"),  # the error

@@ -51,7 +51,7 @@ LABELS = {
     "dense": "dense",
     "global": "global",
 }
-# A weight in a table or a mask: pruned as in the drawings (`schematics.ROLES`), kept in grey.
+# A weight in a table, a mask or a drawing (`schematics.ROLES`): pruned, or kept, in grey.
 PRUNED = ("#a6cbe9", "#0072B2")  # face, edge
 KEPT = ("#ffffff", "#999999")  # from zero to the largest; black text is readable on both
 CELLS = LinearSegmentedColormap.from_list("cells", KEPT).with_extremes(under=PRUNED[0], bad=KEPT[0])

@@ -101,13 +101,12 @@ def settings() -> list[Setting]:
     return [Setting(*pair) for pair in product(able, THREADS)]
 
 
-def run_tests(played: list[Setting], jobs: int) -> list[Setting]:
+def run_tests(played: list[Setting]) -> list[Setting]:
     """The tests under each setting, one after the other; the settings under which one fails."""
-    call = [sys.executable, "-m", "pytest", "tests", "-q", "-n", str(jobs), "--dist", "worksteal"]
     failed = []
     for setting in played:
         print(f"tests under {setting}", flush=True)
-        if subprocess.run(call, env=os.environ | setting.environment).returncode:
+        if subprocess.run(["make", "units"], env=os.environ | setting.environment).returncode:
             failed.append(setting)
     return failed
 
@@ -247,7 +246,7 @@ def main() -> int:
     )
     parser.add_argument("--tests", action="store_true", help="run tests/ instead of notebooks")
     parser.add_argument("--settings", help="some of them, such as default-1,avx2-2")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at once")
     parser.add_argument(
         "--folder", type=Path, default=Path("build/machines"), help="where the copies go"
     )
@@ -263,7 +262,7 @@ def main() -> int:
     wanted = args.settings.split(",") if args.settings else [*map(str, settings())]
     played = [setting for setting in settings() if str(setting) in wanted]
     if args.tests:
-        failed = run_tests(played, args.jobs)
+        failed = run_tests(played)
         print(f"tests fail under {', '.join(map(str, failed)) or 'none'} of {len(played)} settings")
         return int(bool(failed))
     files = args.notebooks or sorted(Path("notebooks").glob("*.ipynb"))

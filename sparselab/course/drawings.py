@@ -11,6 +11,7 @@ Drawing = tuple[Figure, str]
 
 ZERO = {"pruned": "zero: pruned"}
 PENALTY = "a penalty, no equality"  # a dashed orange arrow
+PARTS = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}  # of a network
 
 # 00 Start here
 
@@ -595,8 +596,7 @@ def cuts() -> Drawing:
         _cut_chain(art, y, roles.split(), loss)
     art.text(43, 9.4, "constant", size=8)
     art.text(43, 3.4, "constant", size=8)
-    roles = {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}
-    art.legend(3, 0.9, {**roles, "wrong": "what is minimised"}, step=7)
+    art.legend(3, 0.9, {**PARTS, "wrong": "what is minimised"}, step=7)
     _arrow_named(art, 33, 0.9, PENALTY, dashed=True)
     return art.figure, (
         "Three times the same chain: matrices before, X, W1, z, ReLU, a, W2, Y, matrices after,"
@@ -655,7 +655,7 @@ def sparsellm_parts() -> Drawing:
             art.arrow(before, after, role="wrong", dashed=True)
         for place, note in zip((18.5, 29.5, 39.4), notes, strict=True):
             art.text(place, y + 2.3, note, size=8)
-    art.legend(6, 1.2, {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}, step=8)
+    art.legend(6, 1.2, PARTS, step=8)
     _arrow_named(art, 30, 1.2, PENALTY, dashed=True)
     return art.figure, (
         "The chain inputs X, W1, z, ReLU, a, W2, outputs Y, twice. With SparseLLM z and a are free,"
@@ -724,7 +724,7 @@ def gated_parts() -> Drawing:
     art.text(12.9, 3.3, "$\\alpha\\,\\Vert z-W_uX\\Vert^2$", size=8)
     art.text(30.6, 11, "$\\gamma\\,\\Vert p-$SiLU$(s)\\odot z\\Vert^2$", size=8)
     art.text(38.6, 11, "$\\beta\\,\\Vert Y-W_dp\\Vert^2$", size=8)
-    art.legend(6, 1, {"pruned": "gets zeros", "free": "free", "frozen": "frozen"}, step=8)
+    art.legend(6, 1, PARTS, step=8)
     _arrow_named(art, 30, 1, PENALTY, dashed=True)
     return art.figure, (
         "The same network with s, z and p as free variables. Four penalties tie them: alpha s to"

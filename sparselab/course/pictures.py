@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from .. import viz
+from ..patterns import Pattern
 
 # 01 What a pruned model loses
 
@@ -1177,17 +1178,12 @@ def draw_packed(axis: Axes, table: pd.DataFrame, limit: float, legend: bool = Fa
     axis.locator_params(axis="x", nbins=4)
     axis.set_yscale("log", subs=[])  # without small ticks, which take long to draw
     for _, rows in table.groupby("asked"):  # 2:4 is a half, too
-        names = "\n".join(map(_zeros, rows.pattern.unique()))
+        names = "\n".join(Pattern.parse(pattern).words for pattern in rows.pattern.unique())
         place = (mib[rows.index].mean(), 1.3 * rows.perplexity.max())
         axis.text(*place, names, fontsize=7, ha="center")
     if legend:
         place = {"loc": "upper right", "borderpad": 0, "handletextpad": 0}
         axis.legend(fontsize=6, labelspacing=0.2, **place)
-
-
-def _zeros(pattern: str) -> str:
-    """12: '0.7' as '70 %', '2:4' as it is."""
-    return pattern if ":" in pattern else f"{100 * float(pattern):g} %"
 
 
 def ring(axis: Axes, mib: float, best: pd.Series) -> None:
@@ -1196,7 +1192,7 @@ def ring(axis: Axes, mib: float, best: pd.Series) -> None:
     look = {"color": colour, "fillstyle": viz.fill_of(best.method), "markersize": 5}
     axis.plot(mib, best.perplexity, marker, **look)
     axis.plot(mib, best.perplexity, "o", markersize=13, color="black", fillstyle="none")
-    said = f"{viz.label_of(best.method)}, {_zeros(best.pattern)}"
+    said = f"{viz.label_of(best.method)}, {Pattern.parse(best.pattern).words}"
     side, shift = ("right", 8) if mib > sum(axis.get_xlim()) / 2 else ("left", -8)
     below = {"xytext": (shift, -9), "textcoords": "offset points", "va": "top", "ha": side}
     axis.annotate(said, (mib, best.perplexity), fontsize=8, **below)

@@ -217,20 +217,15 @@ def overlay(
     return figure, _sentence(table, dataset, differences)
 
 
-def _zeros(pattern: str) -> str:
-    """'0.7' as '70 %', '2:4 = 0.5' as '2:4'."""
-    parsed = Pattern.parse(pattern)
-    if parsed.m:
-        return f"{parsed.n}:{parsed.m}"
-    return f"{100 * parsed.sparsity:g} %"
-
-
 def _pairs(table: pd.DataFrame) -> Figure:
     """Ours and theirs side by side, method by method."""
     figure, axis = plt.subplots(figsize=(max(5.5, 0.8 * len(table) + 2), 4.2))
     for place, row in enumerate(table.itertuples()):
         _pair(axis, place, row)
-    names = [f"{viz.label_of(row.method)}\n{_zeros(row.pattern)}" for row in table.itertuples()]
+    names = [
+        f"{viz.label_of(row.method)}\n{Pattern.parse(row.pattern).words}"
+        for row in table.itertuples()
+    ]
     axis.set_xticks(range(len(table)), names, rotation=45, ha="right", fontsize=8)
     axis.set(yscale="log", xlim=(-0.6, len(table) - 0.4), xlabel="method and zeros")
     axis.margins(y=0.15)
@@ -255,7 +250,7 @@ def _panels(table: pd.DataFrame, differences: list[str]) -> Figure:
     for axis, (title, rows, values) in zip(axes[0], sides, strict=True):
         _panel(axis, rows, values, patterns)
         axis.set_title(title, fontsize=9)
-        axis.set_xticks(range(len(patterns)), map(_zeros, patterns))
+        axis.set_xticks(range(len(patterns)), [Pattern.parse(one).words for one in patterns])
         axis.set(xlabel="zeros", xlim=(-0.3, len(patterns) - 0.7))
     axes[0, 0].legend(fontsize=8)
     wide = int(12 * figure.get_figwidth())  # letters of size 8 in a line
@@ -300,7 +295,8 @@ def _pair(axis: Axes, place: int, row) -> None:
 def _sentence(table: pd.DataFrame, dataset: str, differences: list[str]) -> str:
     pairs = []
     for row in table.itertuples():
-        ours = f"{viz.label_of(row.method)} at {_zeros(row.pattern)} {row.perplexity:.2f}"
+        where = f"{viz.label_of(row.method)} at {Pattern.parse(row.pattern).words}"
+        ours = f"{where} {row.perplexity:.2f}"
         gap = "" if differences else f" ({row.gap_percent:+.1f} %)"  # of different things: no gap
         pairs.append(f"{ours} against {row.value:g}{gap}")
     warning = f" The protocols differ: {'; '.join(differences)}." if differences else ""

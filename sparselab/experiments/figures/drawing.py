@@ -38,9 +38,7 @@ def text_of(name: str) -> str:
 def words_of(pattern: str) -> str:
     """A sweep's pattern as figures call it: '0.7' is '70 %'."""
     parsed = Pattern.parse(pattern)
-    if parsed.m:
-        return f"{parsed.n}:{parsed.m}"
-    return f"{100 * parsed.sparsity:g} %" if parsed.sparsity else "dense"
+    return parsed.words if parsed.sparsity else "dense"
 
 
 def zeros_of(pattern: str) -> str:
