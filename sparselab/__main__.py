@@ -115,7 +115,7 @@ class ModelOptions:
     text: str = "demo"
     "Evaluation text: demo, wikitext2, ptb, c4 or a text file."
     windows: Count | None = None
-    "Evaluate on the first N windows only. Default: all."
+    "Evaluate on N windows only, evenly spaced over the text. Default: all."
 
     def load(self):
         """The model and its tokenizer."""
@@ -138,9 +138,8 @@ class ModelOptions:
     def perplexity(self, model, tokenizer, **place) -> str:
         """One line: which model, which text, what perplexity, and what the papers print for it
         where they do. `place`: of a model that is read from its files, see `_place`."""
-        ids, seqlen = sl.tokens(tokenizer, self.text), self.window(model)
-        if self.windows:
-            ids = ids[: self.windows * seqlen]
+        seqlen = self.window(model)
+        ids = sl.tokens(tokenizer, self.text, windows=self.windows, seqlen=seqlen)
         result = sl.perplexity(self.model if place else model, ids, seqlen=seqlen, **place)
         known = sl.known_dense(self.model, self.text, seqlen)
         papers = f"; the papers print {known} for the dense model" if known else ""
@@ -170,7 +169,7 @@ class ExperimentOptions(TypedDict, total=False):
     texts: Names
     "Evaluation texts or text files, with commas between them. Default: demo in a sweep."
     windows: Count
-    "Evaluation windows. Default: 64 in a sweep."
+    "Evaluation windows, the first of each text. Default: 64 in a sweep."
 
 
 def prune(

@@ -1,6 +1,7 @@
 """Texts by the papers' protocol, and sentences for what is missing or too short."""
 
 import json
+import math
 import random
 
 import pytest
@@ -44,6 +45,43 @@ def test_evaluation_text_is_one_string(tokenizer, folder):
 def test_c4_is_cut_to_the_papers_length(tokenizer, folder):
     (folder / "c4-validation.jsonl").write_text(json.dumps({"text": "a b c d " * 200_000}) + "\n")
     assert len(sl.tokens(tokenizer, "c4")) == 256 * 2048
+
+
+@pytest.mark.parametrize("count, seqlen", [(1, 16), (3, 16), (7, 5), (20, 5)])
+def test_windows_to_evaluate_on_come_from_all_over_the_text(tokenizer, folder, count, seqlen):
+    (folder / "long.txt").write_text("a b c d " * 25)
+    ids = sl.tokens(tokenizer, folder / "long.txt")
+    whole = [*ids.split(seqlen)][: len(ids) // seqlen]
+    taken = sl.tokens(tokenizer, folder / "long.txt", windows=count, seqlen=seqlen)
+    assert taken.shape == (count * seqlen,)
+    # The middle of each of `count` equal shares, written out.
+    middles = [math.floor((share + 0.5) * len(whole) / count) for share in range(count)]
+    assert torch.equal(taken, torch.cat([whole[place] for place in middles]))
+    assert len({*middles}) == count and max(middles) < len(whole)
+
+
+def test_all_windows_are_the_text_without_its_rest(tokenizer, folder):
+    (folder / "long.txt").write_text("a b c d " * 25)
+    ids = sl.tokens(tokenizer, folder / "long.txt")
+    every = sl.tokens(tokenizer, folder / "long.txt", windows=len(ids) // 7, seqlen=7)
+    assert torch.equal(every, ids[: len(ids) // 7 * 7])
+
+
+@pytest.mark.parametrize(
+    "count, seqlen, words",
+    [
+        (99, 16, "windows=99 of 16 tokens.*Ask for 1 to"),
+        (0, 16, "windows=0"),
+        (-3, 16, "windows=-3"),
+        (1, 4096, "less than a window of seqlen=4096"),
+        (1, 0, "seqlen from 1"),
+        (1, -2, "seqlen from 1"),
+    ],
+)
+def test_windows_that_are_not_there_are_a_sentence(tokenizer, folder, count, seqlen, words):
+    (folder / "long.txt").write_text("a b c d " * 25)
+    with pytest.raises(SparselabError, match=words):
+        sl.tokens(tokenizer, folder / "long.txt", windows=count, seqlen=seqlen)
 
 
 def test_calibration_windows_are_the_papers_draws(tokenizer, folder):

@@ -215,7 +215,7 @@ def _texts_for(name: str, tokenizer: object, protocol: Protocol) -> tuple[LongTe
     Wikipedia, and each time a copy."""
     if (name, protocol) not in _texts:
         size = {"samples": protocol.samples, "seqlen": protocol.seqlen}
-        text = tokens(tokenizer, "demo")[: protocol.windows * protocol.seqlen]
+        text = tokens(tokenizer, "demo", windows=protocol.windows, seqlen=protocol.seqlen)
         _texts[name, protocol] = calibration(tokenizer, "demo", **size), text
     windows, text = _texts[name, protocol]
     return windows.clone(), text.clone()

@@ -16,7 +16,13 @@ from .tokenising import encode
 C4_EVALUATION_TOKENS = 256 * 2048  # the papers cut C4 validation to 256 windows of 2,048 tokens
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor:
+def tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str | Path,
+    *,
+    windows: int | None = None,
+    seqlen: int = 2048,
+) -> LongTensor:
     """Token ids of a text to evaluate on, tokenised as one string, as the papers do it.
 
     Parameters
@@ -28,19 +34,43 @@ def tokens(tokenizer: PreTrainedTokenizerBase, corpus: str | Path) -> LongTensor
         (the first 1,100 validation documents joined by spaces, cut to 256 x 2,048 tokens), 'demo'
         (Wikipedia articles joined by blank lines), or a text file. A file is read in parts, so it
         may be larger than memory; its tokens may not.
+    windows : int, optional
+        Only so many windows of `seqlen` tokens, evenly spaced over the whole text, one after the
+        other. Neighbouring windows are of one article and tell less; the papers take all.
+    seqlen : int
+        Tokens in a window; used with `windows` only.
 
     Returns
     -------
     LongTensor of shape (n,)
         With what the tokenizer puts before a text (`<s>`), and without what it appends (`</s>`).
+        With `windows`: of shape (windows * seqlen,).
 
     Raises
     ------
     SparselabError
-        Where the text is not on this machine: where it was sought, and what brings it.
+        Where the text is not on this machine: where it was sought, and what brings it. If it has
+        fewer windows than were asked for.
     """
     ids = encode(tokenizer, parts_of(corpus, "evaluation"))
-    return ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
+    ids = ids[:C4_EVALUATION_TOKENS] if corpus == "c4" else ids
+    return ids if windows is None else spread(ids, windows, seqlen, corpus)
+
+
+def spread(ids: LongTensor, windows: int, seqlen: int, text: str | Path) -> LongTensor:
+    """So many windows of a text, each from the middle of its share: ids [n] -> [windows * seqlen].
+    text: what an error calls it."""
+    there = len(ids) // seqlen if seqlen > 0 else 0
+    if not 1 <= windows <= there:
+        raise SparselabError(
+            f"windows={windows} of {seqlen} tokens: the text {text} has {len(ids)} tokens, which"
+            f" are {there} whole windows. Ask for 1 to {there}, or choose a smaller seqlen."
+            if there
+            else f"the text {text} has {len(ids)} tokens, which is less than a window of"
+            f" seqlen={seqlen}. Use a longer text or a seqlen from 1 to {len(ids)}."
+        )
+    places = (2 * torch.arange(windows) + 1) * there // (2 * windows)
+    return ids[: there * seqlen].view(there, seqlen)[places].flatten()
 
 
 def calibration(
