@@ -2,38 +2,50 @@
 FILE] [--books FILE]
 
 opt-mini, dense and pruned by Wanda and SparseGPT to 70 and 80 %, fine-tuned alike (`sl.finetune`,
-zeros kept) on windows of the demo corpus's Wikipedia text after the first 128; perplexity before
-and after on its first 32 windows. --books: a text like that on which opt-mini was trained, to see
-what is forgotten. A row is written when its run is done.
+zeros kept) on every second article of the demo corpus's Wikipedia text; perplexity before and after
+on two windows of each of the other articles. --books: a text like that on which opt-mini was
+trained, to see what is forgotten; as many windows from all over it. A row is written when its run
+is done.
 """
 
 import argparse
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import LongTensor
 
 import sparselab as sl
+from sparselab.data.corpora import local_file
 
-SEQLEN, HELD, GAP = 256, 32, 128
+SEQLEN = 256
 STARTS = [("dense", 0.0), ("wanda", 0.7), ("sparsegpt", 0.7), ("wanda", 0.8), ("sparsegpt", 0.8)]
+
+
+def articles(tokenizer) -> list[LongTensor]:
+    """Each article of the demo text, cut into windows: [windows, SEQLEN]."""
+    lines = local_file("demo", "evaluation").read_text(encoding="utf8").split("\n")
+    ids = [torch.tensor(tokenizer(line).input_ids) for line in lines if line.strip()]
+    return [one[: len(one) // SEQLEN * SEQLEN].view(-1, SEQLEN) for one in ids]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "finetuning.csv")
     parser.add_argument("--books", type=Path)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4])
     args = parser.parse_args()
     model, tokenizer = sl.load("opt-mini")
     dense = {name: value.clone() for name, value in model.state_dict().items()}
     windows = sl.calibration(tokenizer, "demo", samples=64, seqlen=SEQLEN)
-    demo = sl.tokens(tokenizer, "demo")
-    train = demo[GAP * SEQLEN : len(demo) // SEQLEN * SEQLEN].view(-1, SEQLEN)
-    texts = {"demo": demo[: HELD * SEQLEN]}
+    parts = articles(tokenizer)
+    held = torch.cat([one[[len(one) // 4, 3 * len(one) // 4]] for one in parts[::2]])
+    train = torch.cat(parts[1::2])
+    texts = {"demo": held.flatten()}
     if args.books:
-        texts["books"] = sl.tokens(tokenizer, args.books)[: HELD * SEQLEN]
+        texts["books"] = sl.tokens(tokenizer, args.books, windows=len(held), seqlen=SEQLEN)
 
     def measure(when: str) -> dict:
         return {
@@ -66,7 +78,7 @@ def main() -> None:
                     "rate": rate,
                     "batch": args.batch,
                     "seqlen": SEQLEN,
-                    "held_windows": HELD,
+                    "held_windows": len(held),
                     "train_windows": len(train),
                     "zeros_before": result.sparsity[0],
                     "zeros_after": result.sparsity[1],

@@ -169,7 +169,9 @@ class ExperimentOptions(TypedDict, total=False):
     texts: Names
     "Evaluation texts or text files, with commas between them. Default: demo in a sweep."
     windows: Count
-    "Evaluation windows, the first of each text. Default: 64 in a sweep."
+    "Evaluation windows. Default: 64 in a sweep."
+    spread: bool
+    "Take them from all over each text. Default: the first ones, as in the recorded tables."
 
 
 def prune(

@@ -16,7 +16,7 @@ from sparselab.experiments.tables import BEGIN, END, insert, markdown, rounded
 from sparselab.runtime import distributed
 
 SMALL = "--seqlen 64 --windows 4".split()
-EXPERIMENT = "model methods sparsities seeds calibration samples seqlen texts windows"
+EXPERIMENT = "model methods sparsities seeds calibration samples seqlen texts windows spread"
 OPTIONS = {
     "prune": "model dtype device seqlen text windows method sparsity calibration samples seed"
     " layers out stream offload dry-run",

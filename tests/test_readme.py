@@ -22,13 +22,18 @@ def test_the_table_is_the_demos():
         "dense",
         "magnitude",
         "Wanda",
+        "DSnoT",
         "SparseGPT",
+        "SparseLLM",
         "opt-mini",
         "smollm2-135m",
         "50.0%",
         "70.0%",
     ):
         assert words in table
+    last = [cell.strip() for cell in table.strip().splitlines() if cell.startswith("|")][-1]
+    assert last.startswith("| opt-mini ") and "| ADMM (guided) | 70.0% |" in last
+    assert '`method="admm:guided"`' in README  # the call that it recommends
 
 
 def test_insert_replaces_what_stood_between_the_markers(tmp_path):

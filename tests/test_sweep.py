@@ -14,7 +14,7 @@ from conftest import ROOT
 import sparselab as sl
 from sparselab.experiments.results import append, read, rows_matching
 from sparselab.experiments.sweep import METHODS, Sweep
-from sparselab.experiments.tables import claims
+from sparselab.experiments.tables import by_text, claims
 from sparselab.methods.registry import named_method
 from sparselab.runtime import memory
 
@@ -116,6 +116,27 @@ def test_other_windows_samples_and_files_are_other_rows(tmp_path):
             count, 8
         )  # the last two were there
     assert table.windows.tolist() == [3]
+
+
+def test_windows_from_all_over_are_other_rows_in_other_tables(tmp_path):
+    """The first windows of a text and windows from all over it never stand in one table."""
+    spread, job = replace(SMALL, spread=True), (["magnitude"], ["0.5"])
+    first, all_over = tmp_path / "first.csv", tmp_path / "all.csv"
+    SMALL.run(first, *job)
+    table = spread.run(all_over, *job)
+    assert table.places.tolist() == ["everywhere"]
+    assert table.perplexity[0] != read(first).perplexity[0]
+    model, tokenizer = sl.load("opt-mini")
+    ids = sl.tokens(tokenizer, "demo", windows=2, seqlen=32)
+    dense = sl.perplexity(model, ids, seqlen=32, progress=False)
+    assert table.dense[0] == pytest.approx(float(dense), abs=1e-3)
+    assert len(spread.run(all_over, *job)) == 1 == len(read(all_over))  # nothing is made again
+    assert SMALL.mine(all_over).empty
+    for sweep, file in ((spread, first), (SMALL, all_over)):
+        with pytest.raises(sl.SparselabError, match="columns"):
+            sweep.run(file, *job)
+    assert "(from all over, 2 windows of 32 tokens" in by_text(all_over)[0]
+    assert "(first 2 windows of 32 tokens" in by_text(first)[0]
 
 
 def test_only_the_texts_that_are_missing_are_added(tmp_path):

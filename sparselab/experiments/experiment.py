@@ -44,7 +44,10 @@ class Experiment:
     texts : tuple of str
         The evaluation texts.
     windows : int
-        So many windows of each evaluation text, the first ones.
+        So many windows of each evaluation text.
+    spread : bool
+        Take them from all over the text, as `sl.tokens` does. Default: the first ones, by which the
+        recorded tables were made.
     layers : str or range, optional
         The blocks to prune, such as 'first half', as in SparseLLM's tables. Default: all.
     stream : bool
@@ -58,6 +61,7 @@ class Experiment:
     seqlen: int = 256
     texts: tuple[str, ...] = ("demo",)
     windows: int = 64
+    spread: bool = False
     layers: str | range | None = None
     stream: bool = False
 
@@ -106,7 +110,11 @@ class Experiment:
         """
         scored, found = model if scored is None else scored, {}
         for name, text in self.named_texts().items():
-            ids = _tokens(tokenizer_of(model), text)[: self.windows * self.seqlen]
+            if self.spread:
+                size = {"windows": self.windows, "seqlen": self.seqlen}
+                ids = _tokens(tokenizer_of(model), text, **size)
+            else:
+                ids = _tokens(tokenizer_of(model), text)[: self.windows * self.seqlen]
             found[name] = perplexity(scored, ids, seqlen=self.seqlen, progress=progress)
         return found
 
@@ -161,7 +169,7 @@ class Experiment:
 
     def _evaluation(self, text: str, dense: Perplexity, pruned: Perplexity) -> dict:
         excess, stderr = pruned.ratio(dense)
-        return {
+        row = {
             "text": text,
             "text_sha256": sha256_of(self.named_texts()[text], "evaluation"),
             "window_limit": self.windows,
@@ -172,6 +180,7 @@ class Experiment:
             "excess": round(excess, 6),
             "excess_stderr": round(stderr, 6),
         }
+        return row | {"places": "everywhere"} if self.spread else row
 
     def evaluate(
         self,
@@ -199,6 +208,8 @@ class Experiment:
             del key["layers_pruned"]
         if "window_limit" not in table and "window_limit" in key:
             key["windows"] = key.pop("window_limit")  # all that they say of it
+        if self.spread or "places" in table:  # a table without it has the first windows
+            key["places"] = "everywhere" if self.spread else "first"
         same_text = read_from(table, "calibration_sha256", self.corpus, "calibration")
         return rows_matching(table, key) & same_text
 

@@ -136,8 +136,9 @@ def _text_name(role: str, name: str) -> str:
 def _caption(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     text, calibration = _text_name("text", first.text), _text_name("calibration", first.calibration)
+    place = "from all over, " if "places" in rows else "first "
     return (
-        f"**{first.model}**, perplexity on {text} (first {first.windows} windows of"
+        f"**{first.model}**, perplexity on {text} ({place}{first.windows} windows of"
         f" {first.seqlen} tokens; dense {significant(first.dense, DIGITS)}); calibration"
         f" {first.samples} x {first.seqlen} tokens of {calibration}; {made_on(rows)}"
     )

@@ -408,7 +408,132 @@ def _weights_by_block(mine: dict, expected: dict) -> Figure:
     return figure
 
 
-# 07.6: one direction kept still
+# 07.6: the network that harms
+def bisect(harm, count):
+    """The one block of `count` whose network harms; harm(blocks): the loss that theirs cost."""
+    suspects = [*range(count)]
+    while len(suspects) > 1:
+        middle = len(suspects) // 2
+        suspects = max(suspects[:middle], suspects[middle:], key=harm)
+    return suspects[0]
+
+
+def _bisect_by_one_half(harm, count):
+    """Measures one half each time, and holds it against what both cost."""
+    low, high, together = 0, count, harm([*range(count)])
+    while high - low > 1:
+        middle = (low + high) // 2
+        first = harm([*range(low, middle)])
+        low, high, together = (
+            (low, middle, first) if 2 * first > together else (middle, high, together - first)
+        )
+    return low
+
+
+def _sound_half_kept(harm, count):
+    """You keep the half that harms less: the culprit is in the other one."""
+    return bisect(lambda blocks: -harm(blocks), count)
+
+
+def _each_alone(harm, count):
+    """You measured every block alone. That is right, but it takes as many measurements as there are
+    blocks: measure a half of the suspects at once."""
+    return max(range(count), key=lambda block: harm([block]))
+
+
+def _list_returned(harm, count):
+    """You return a list with one block: return its number."""
+    return [bisect(harm, count)]
+
+
+def _odd_one_lost(harm, count):
+    """With an odd number of suspects you lose the last one: the second half is
+    suspects[middle:]."""
+    suspects = [*range(count)]
+    while len(suspects) > 1:
+        middle = len(suspects) // 2
+        suspects = max(suspects[:middle], suspects[middle : 2 * middle], key=harm)
+    return suspects[0]
+
+
+def _halved_once(harm, count):
+    """You halved the suspects once. Go on until one is left."""
+    middle = count // 2
+    return max([*range(middle)], [*range(middle, count)], key=harm)[0]
+
+
+def _try_bisect(bisect: Callable, culprit: int, count: int) -> dict:
+    measured = []
+
+    def harm(blocks):
+        measured.append([*blocks])
+        return sum(0.7 if block == culprit else (-1) ** block * 0.004 for block in blocks)
+
+    found = bisect(harm, count)
+    return {"the block": found, "few measurements": len(measured) <= 2 * (count - 1).bit_length()}
+
+
+# 07.7: the direction in which the inputs are silent
+def silent_direction(X):
+    """The eigenvalues of X X^T, X [d, N], over their mean, ascending [d], and the eigenvector of
+    the smallest [d]."""
+    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    return eigenvalues / eigenvalues.mean(), vectors[:, 0].float()
+
+
+def _by_singular_values(X):
+    vectors, singular, _ = torch.linalg.svd(X.double(), full_matrices=False)
+    eigenvalues = singular.flip(0) ** 2
+    return eigenvalues / eigenvalues.mean(), vectors[:, -1].float()
+
+
+def _loudest_direction(X):
+    """That is the eigenvector of the largest eigenvalue: eigh sorts them upwards, so the smallest
+    comes first."""
+    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    return eigenvalues / eigenvalues.mean(), vectors[:, -1].float()
+
+
+def _row_of_vectors(X):
+    """You took a row of the matrix that eigh gives. The eigenvectors are its columns."""
+    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    return eigenvalues / eigenvalues.mean(), vectors[0].float()
+
+
+def _not_over_the_mean(X):
+    """Your eigenvalues depend on how many tokens there are: divide them by their mean."""
+    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    return eigenvalues, vectors[:, 0].float()
+
+
+def _means_taken_off(X):
+    """You took the mean off the inputs first. The regression does not: it has X X^T itself."""
+    return silent_direction(X - X.mean(1, keepdim=True))
+
+
+def _of_the_tokens(X):
+    """X^T X compares tokens. The regression has X X^T, which compares inputs."""
+    return silent_direction(X.T)
+
+
+def _singular_values_kept(X):
+    """Those are singular values of X. The eigenvalues of X X^T are their squares."""
+    eigenvalues, vector = silent_direction(X)
+    return eigenvalues.sqrt() / eigenvalues.sqrt().mean(), vector
+
+
+def _try_silent_direction(silent_direction: Callable, seed: int) -> dict | None:
+    X = torch.linspace(1, 2, 4)[:, None] * (normal(4, 9, seed=seed) + 0.3)
+    found = silent_direction(X)
+    if found is None:
+        return None
+    eigenvalues, vector = found
+    length = vector.norm()
+    axis = torch.outer(vector, vector)  # an eigenvector has no sign
+    return {"eigenvalues": eigenvalues.float(), "its length": length, "the direction": axis.float()}
+
+
+# 07.8: one direction kept still
 def keep_still(weight, new, gamma):
     """The new matrix [f, d], its change from the weight without the part along 1/gamma, gamma
     [d]."""
@@ -454,7 +579,7 @@ def _two_matrices(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return normal(3, 4, seed=seed), normal(3, 4, seed=seed + 1), gamma
 
 
-# 07.7: the step for z with a leaky ReLU
+# 07.9: the step for z with a leaky ReLU
 def leaky_z_step(a, m, slope, alpha, gamma):
     """The z, entry by entry, that minimises alpha (z - m)^2 + gamma (a - max(z, slope z))^2."""
     return _cheaper(*_branches(a, m, slope, alpha, gamma), a, m, slope, alpha, gamma)
@@ -525,7 +650,7 @@ LEAKY = Exercise(
 )
 
 
-# 07.8: the Hessians of the epochs
+# 07.10: the Hessians of the epochs
 def _mean_diagonal(hessian):
     return hessian.diagonal().mean() * torch.eye(len(hessian))
 
@@ -591,7 +716,7 @@ HESSIANS = Exercise(
 )
 
 
-# 07.9: the step for a where outputs have weights
+# 07.11: the step for a where outputs have weights
 def weighted_a_step(phi, y, down, weights, ratio):
     """The activations [f, N] where output i counts weights[i] times."""
     inner = down @ down.T + ratio * torch.diag(1 / weights)
@@ -726,6 +851,32 @@ EXERCISES = {
         quiet=True,
     ),
     "07.6": Exercise(
+        bisect,
+        ((0, 8), (5, 8), (6, 7), (3, 5)),
+        mistakes(_sound_half_kept, _each_alone, _list_returned, _odd_one_lost, _halved_once),
+        right=(_bisect_by_one_half,),
+        minutes=5,
+        trial=_try_bisect,
+        quiet=True,
+    ),
+    "07.7": Exercise(
+        silent_direction,
+        ((41,), (43,)),
+        mistakes(
+            _loudest_direction,
+            _row_of_vectors,
+            _not_over_the_mean,
+            _means_taken_off,
+            _of_the_tokens,
+            _singular_values_kept,
+        ),
+        right=(_by_singular_values,),
+        minutes=4,
+        rtol=1e-3,
+        trial=_try_silent_direction,
+        quiet=True,
+    ),
+    "07.8": Exercise(
         keep_still,
         (_two_matrices(3), _two_matrices(13)),
         mistakes(
@@ -741,7 +892,7 @@ EXERCISES = {
         draw="the new matrix",
         quiet=True,
     ),
-    "07.7": LEAKY,
-    "07.8": HESSIANS,
-    "07.9": WEIGHTED,
+    "07.9": LEAKY,
+    "07.10": HESSIANS,
+    "07.11": WEIGHTED,
 }
