@@ -282,9 +282,9 @@ def _beyond_the_matrix() -> tuple[str, str]:
         alone, aimed = losses[method], losses[f"{method}:targets=dense-model"]
         better.append(aimed < alone)
         words.append(f"{label_of(method)} {alone:.3f} to {aimed:.3f}")
-    order = recorded("figures/order-opt-mini.csv").groupby("method", sort=False).excess.mean()
+    web = recorded("places-web.csv").groupby("method", sort=False).excess_spread.mean()
     for method in ("wanda", "sparsegpt", "admm"):
-        alone, aimed = order[method], order[f"{method}:targets=dense-model"]
+        alone, aimed = web[method], web[f"{method}:targets=dense-model"]
         better.append(aimed < alone)
         words.append(f"with web text {label_of(method)} {alone:.3f} to {aimed:.3f}")
     return _share(better), f"opt-mini, 70 %, nats: {'; '.join(words)}"
