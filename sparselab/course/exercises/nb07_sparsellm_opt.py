@@ -554,7 +554,7 @@ def _not_normalised(weight, new, gamma):
 
 
 def _gamma_itself(weight, new, gamma):
-    """You took gamma for the direction. Equation (9) divides by it: 1/gamma."""
+    """You took gamma for the direction. Equation (10) divides by it: 1/gamma."""
     return keep_still(weight, new, 1 / gamma)
 
 
