@@ -470,7 +470,8 @@ def _try_bisect(bisect: Callable, culprit: int, count: int) -> dict:
         return sum(0.7 if block == culprit else (-1) ** block * 0.004 for block in blocks)
 
     found = bisect(harm, count)
-    return {"the block": found, "few measurements": len(measured) <= 2 * (count - 1).bit_length()}
+    few = len(measured) <= 2 * (count - 1).bit_length()
+    return {"the block": found, "at most two measurements a halving": few}
 
 
 # 07.7: the direction in which the inputs are silent
@@ -852,7 +853,7 @@ EXERCISES = {
     ),
     "07.6": Exercise(
         bisect,
-        ((0, 8), (5, 8), (6, 7), (3, 5)),
+        ((0, 8), (5, 8), (6, 7), (3, 9)),
         mistakes(_sound_half_kept, _each_alone, _list_returned, _odd_one_lost, _halved_once),
         right=(_bisect_by_one_half,),
         minutes=5,
