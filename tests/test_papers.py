@@ -97,6 +97,7 @@ def test_gaps_are_signed_and_seeds_are_averaged():
         ({"layers_pruned": "all"}, "layers pruned: all here, first half there"),
         ({"seqlen": 4096}, "tokens in a window: 4096 here, 2048 there"),
         ({"windows": 64}, "the first 64 of 140 windows here"),
+        ({"windows": 64, "places": "everywhere"}, "64 of 140 windows here, from all over"),
         ({"text_windows": float("nan")}, "without a record of how many"),
         ({"model": "opt-mini"}, "model: opt-mini here, facebook/opt-30b there"),
     ],

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from sparselab.experiments.results import read
+from sparselab.experiments.sweep import Sweep
 from sparselab.runtime.files import ROOT
 from tools import recorded_runs
 from tools.recorded_runs import again, faults, protocol
@@ -78,6 +79,15 @@ def test_a_dense_model_that_is_not_the_published_one(table):
         assert any("published 27.66" in fault for fault in found) == wrong
     said = protocol(rows.assign(calibration="c4", samples=128))
     assert said == ["facebook/opt-125m: 1 runs of 1 methods; by the papers' protocol"]
+
+
+def test_windows_from_all_over_are_taken_again(tmp_path, capsys):
+    """With the first ones in their place it comes out as another number."""
+    sweep = Sweep("opt-mini", samples=2, seqlen=32, windows=8, spread=True)
+    rows = sweep.run(tmp_path / "spread.csv", ["magnitude"], ["0.5"], progress=False)
+    assert again(rows) == [] and " +0.0 standard errors" in capsys.readouterr().out
+    again(rows.drop(columns="places"))
+    assert " +0.0 standard errors" not in capsys.readouterr().out
 
 
 def test_the_cheapest_run_comes_out_again_and_a_forged_one_does_not(table, tmp_path, monkeypatch):

@@ -146,6 +146,7 @@ def again(table: pd.DataFrame) -> list[str]:
         seqlen=int(row.seqlen),
         texts=tuple(rows.index),
         windows=int(row.window_limit),
+        spread=row.get("places", "first") == "everywhere",
         layers=None if row.layers_pruned == "all" else row.layers_pruned,
         stream=True,  # the rows are the same, and the model may be large
     )

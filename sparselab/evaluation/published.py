@@ -156,11 +156,12 @@ def _ours(ours: pd.DataFrame, dataset: str) -> pd.DataFrame:
     rows = rows.assign(
         layers_pruned=rows.get("layers_pruned", "all"),
         text_windows=rows.get("text_windows", float("nan")),
+        places=rows.get("places", "first"),
         pattern=rows.pattern.map(Pattern.parse).map(str),
     )
     dense = rows.drop_duplicates([*PROTOCOL]).assign(method="dense", pattern="0")
     dense = dense.assign(perplexity=dense.dense, stderr=float("nan"), layers_pruned="none")
-    keys = [*PROTOCOL, "windows", "text_windows", "method", "pattern"]
+    keys = [*PROTOCOL, "windows", "text_windows", "places", "method", "pattern"]
     groups = pd.concat([dense, rows]).groupby(keys, sort=False, dropna=False, as_index=False)
     return groups[["perplexity", "stderr"]].mean()
 
@@ -173,10 +174,13 @@ def _differences(row: dict) -> list[str]:
         if ours != theirs:
             found.append(f"{words}: {ours} here, {theirs} there")
     windows, of_text = row["windows"], row["text_windows"]
+    first, spread = ("the first ", "") if row["places"] == "first" else ("", ", from all over")
     if pd.isna(of_text):
-        found.append(f"the first {windows} windows here, without a record of how many the text has")
+        found.append(
+            f"{first}{windows} windows here{spread}, without a record of how many the text has"
+        )
     elif windows < of_text:
-        found.append(f"the first {windows} of {of_text:.0f} windows here, all there")
+        found.append(f"{first}{windows} of {of_text:.0f} windows here{spread}, all there")
     return found
 
 
