@@ -16,7 +16,7 @@ import torch
 from torch import LongTensor
 
 import sparselab as sl
-from sparselab.data.corpora import local_file
+from sparselab.data.corpora import rows_of
 
 SEQLEN = 256
 STARTS = [("dense", 0.0), ("wanda", 0.7), ("sparsegpt", 0.7), ("wanda", 0.8), ("sparsegpt", 0.8)]
@@ -24,8 +24,7 @@ STARTS = [("dense", 0.0), ("wanda", 0.7), ("sparsegpt", 0.7), ("wanda", 0.8), ("
 
 def articles(tokenizer) -> list[LongTensor]:
     """Each article of the demo text, cut into windows: [windows, SEQLEN]."""
-    lines = local_file("demo", "evaluation").read_text(encoding="utf8").split("\n")
-    ids = [torch.tensor(tokenizer(line).input_ids) for line in lines if line.strip()]
+    ids = [torch.tensor(tokenizer(row).input_ids) for row in rows_of("demo", "evaluation")]
     return [one[: len(one) // SEQLEN * SEQLEN].view(-1, SEQLEN) for one in ids]
 
 

@@ -13,6 +13,7 @@ pages, with and without the dense model's outputs as the target, for a verdict a
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from nearness import on_books
@@ -21,12 +22,11 @@ import sparselab as sl
 from sparselab.experiments.sweep import Sweep, jobs_of
 from sparselab.models.architecture import dense_weights, restore
 
-AIM = ":targets=dense-model"
 METHODS = (
     *("wanda", "dsnot:published", "sparsegpt"),
     *("sparsellm:repaired", "sparsellm", "admm", "admm:guided"),
 )
-
+AIM = ":targets=dense-model"
 AIMED = tuple(name + switch for name in ("wanda", "sparsegpt", "admm") for switch in ("", AIM))
 
 
@@ -44,21 +44,16 @@ def main() -> None:
     else:
         sweep = on_books(Path(os.environ["SPARSELAB_DATA"]), "demo", "wikitext2")
         methods, out = METHODS, "places.csv"
-    model, tokenizer = sl.load(sweep.model)
-    dense, size = dense_weights(model), {"seqlen": sweep.seqlen}
-    texts = [sl.tokens(tokenizer, text, windows=sweep.windows, **size) for text in sweep.texts]
-
-    def everywhere() -> list[sl.Perplexity]:
-        return [sl.perplexity(model, text, **size, progress=False) for text in texts]
-
-    unpruned, elsewhere = sweep.perplexities(model), everywhere()
+    model, _ = sl.load(sweep.model)
+    dense, everywhere = dense_weights(model), replace(sweep, spread=True)
+    unpruned, elsewhere = sweep.perplexities(model), everywhere.perplexities(model)
 
     def make(job: dict) -> list[dict]:
         restore(model, dense)
         rows = sweep.evaluate(model, sweep.prune(model, **job), unpruned, **job)
-        for row, pruned, before in zip(rows, everywhere(), elsewhere, strict=True):
-            excess, error = pruned.ratio(before)
-            row |= {"dense_spread": round(float(before), 4)}
+        for row, (text, pruned) in zip(rows, everywhere.perplexities(model).items(), strict=True):
+            excess, error = pruned.ratio(elsewhere[text])
+            row |= {"dense_spread": round(float(elsewhere[text]), 4)}
             row |= {"perplexity_spread": round(float(pruned), 4)}
             row |= {"excess_spread": round(excess, 6), "excess_stderr_spread": round(error, 6)}
         return rows

@@ -61,13 +61,15 @@ def spread(ids: LongTensor, windows: int, seqlen: int, text: str | Path) -> Long
     """So many windows of a text, each from the middle of its share: ids [n] -> [windows * seqlen].
     text: what an error calls it."""
     there = len(ids) // seqlen if seqlen > 0 else 0
+    if not there:
+        raise SparselabError(
+            f"the text {text} has {len(ids)} tokens, which is less than a window of"
+            f" seqlen={seqlen}. Use a longer text or a seqlen from 1 to {len(ids)}."
+        )
     if not 1 <= windows <= there:
         raise SparselabError(
             f"windows={windows} of {seqlen} tokens: the text {text} has {len(ids)} tokens, which"
             f" are {there} whole windows. Ask for 1 to {there}, or choose a smaller seqlen."
-            if there
-            else f"the text {text} has {len(ids)} tokens, which is less than a window of"
-            f" seqlen={seqlen}. Use a longer text or a seqlen from 1 to {len(ids)}."
         )
     places = (2 * torch.arange(windows) + 1) * there // (2 * windows)
     return ids[: there * seqlen].view(there, seqlen)[places].flatten()

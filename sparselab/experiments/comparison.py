@@ -2,7 +2,6 @@
 left of it."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -123,11 +122,10 @@ def demo(out: Path, readme: Path | None = None, quick: bool = False) -> None:
     """
     if not quick:
         locate("smollm2-135m")  # what is missing is said before a minute has passed
-    small = Experiment(samples=8, windows=8) if quick else Experiment()
-    small = replace(small, spread=True)
-    large = None if quick else _large()
+    size = {"samples": 8, "windows": 8} if quick else {}
+    small = Experiment(spread=True, **size)
     table, masks = compare(small, METHODS, (0.5, 0.7), prompt=PROMPT["opt-mini"])
-    everything = table if quick else pd.concat([large, table])
+    everything = table if quick else pd.concat([_large(), table])
     text = markdown(everything)
     out.mkdir(parents=True, exist_ok=True)
     (out / TABLE_FILE).write_text(text + "\n", encoding="utf8")

@@ -478,8 +478,12 @@ def _try_bisect(bisect: Callable, culprit: int, count: int) -> dict:
 def silent_direction(X):
     """The eigenvalues of X X^T, X [d, N], over their mean, ascending [d], and the eigenvector of
     the smallest [d]."""
-    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    eigenvalues, vectors = _spectrum(X)
     return eigenvalues / eigenvalues.mean(), vectors[:, 0].float()
+
+
+def _spectrum(X):
+    return torch.linalg.eigh(X.double() @ X.double().T)
 
 
 def _by_singular_values(X):
@@ -491,19 +495,19 @@ def _by_singular_values(X):
 def _loudest_direction(X):
     """That is the eigenvector of the largest eigenvalue: eigh sorts them upwards, so the smallest
     comes first."""
-    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    eigenvalues, vectors = _spectrum(X)
     return eigenvalues / eigenvalues.mean(), vectors[:, -1].float()
 
 
 def _row_of_vectors(X):
     """You took a row of the matrix that eigh gives. The eigenvectors are its columns."""
-    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    eigenvalues, vectors = _spectrum(X)
     return eigenvalues / eigenvalues.mean(), vectors[0].float()
 
 
 def _not_over_the_mean(X):
     """Your eigenvalues depend on how many tokens there are: divide them by their mean."""
-    eigenvalues, vectors = torch.linalg.eigh(X.double() @ X.double().T)
+    eigenvalues, vectors = _spectrum(X)
     return eigenvalues, vectors[:, 0].float()
 
 
